@@ -1,0 +1,479 @@
+"""The wire: one table of messages, and nothing on the wire that is not in it.
+
+A frame is `u32 length (big endian) | msgpack array [type, request_id, fields…]`. The number of a type never changes its
+meaning; fields are only ever added at the end: a reader ignores fields it does not know and fills in the default for fields
+that are missing, so versions n and n-1 talk to each other.
+
+A message is a frozen attrs class. Each field names the check that turns the decoded msgpack value into the value of the
+field, and refuses everything else: any bytes at all lead to a message or to a `RemoteProtocolError`. Values of instances are the
+exception: what is wrong with *them* is told to the client as `Invalid`, and its connection lives on.
+
+`request_id` is chosen by the client, greater than 0, and increases over the life of a *session*: a write that is repeated
+after a reconnect carries its old id, so the store recognises it. Answers carry the id of their request; pushes carry 0.
+
+The instances inside views and deltas are pre-packed bytes (see `govern.model`): the encoders for those frames take bytes and
+join them, so one change is encoded once however many read it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Final, TypeVar
+
+import attrs
+import msgpack
+
+from .errors import LocalProtocolError, RemoteProtocolError
+from .model import LSN_ZERO, Lsn, ServiceKey, check_name, check_namespace
+
+PROTOCOL_VERSION: Final = 1
+FRAME_BYTES_MAX_TO_NODE: Final = 256 * 1024
+FRAME_BYTES_MAX_TO_CLIENT: Final = 8 * 1024 * 1024
+PAGE_ITEMS_MAX: Final = 512
+"""Long answers are cut into pages of this many items; every page but the last says `more`."""
+
+_ARRAY_ITEMS_MAX: Final = 1024
+_MAP_ITEMS_MAX: Final = 64
+_TEXT_BYTES_MAX: Final = 64 * 1024
+_LENGTH = struct.Struct(">I")
+
+M = TypeVar("M", bound="Message")
+
+
+# --- checks: decoded msgpack value -> field value --------------------------------------------------------------------------
+
+
+def _bad(what: str, value: object) -> RemoteProtocolError:
+    return RemoteProtocolError(f"expected {what}, got {type(value).__name__}")
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise _bad("a number that is not negative", value)
+    return value
+
+
+def _flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise _bad("true or false", value)
+    return value
+
+
+def _text(value: object) -> str:
+    if type(value) is not str or len(value) > 1024:
+        raise _bad("text of at most 1024 characters", value)
+    return value
+
+
+def _session_id(value: object) -> bytes:
+    if type(value) is not bytes or len(value) not in (0, 16):
+        raise _bad("a session id of 16 bytes", value)
+    return value
+
+
+def _service(value: object) -> ServiceKey:
+    if type(value) is not list or len(value) != 2:
+        raise _bad("a service [namespace, name]", value)
+    return ServiceKey(check_namespace(value[0]), check_name(value[1]))
+
+
+def _instance_id(value: object) -> str:
+    return check_name(value, "instance id")
+
+
+def _lsn(value: object) -> Lsn:
+    if type(value) is not list or len(value) != 2:
+        raise _bad("an lsn [term, seq]", value)
+    return Lsn(_number(value[0]), _number(value[1]))
+
+
+def _fields(value: object) -> list[Any]:
+    if type(value) is not list:
+        raise _bad("a list", value)
+    return value
+
+
+def _changes(value: object) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise _bad("a mapping", value)
+    return value
+
+
+def _texts(value: object) -> list[str]:
+    return [_text(item) for item in _fields(value)]
+
+
+def _namespace(value: object) -> str:
+    return check_namespace(value)
+
+
+def _field(check: Callable[[object], Any], **options: Any) -> Any:
+    return attrs.field(metadata={"check": check}, **options)
+
+
+# --- the messages -----------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Message:
+    """The base of all messages; `TYPE` is the number on the wire."""
+
+    TYPE: ClassVar[int] = -1
+
+
+@attrs.frozen
+class Hello(Message):
+    """First message of a client. `attempt` grows with each connection of a session: an older attempt never takes it over."""
+
+    TYPE: ClassVar[int] = 1
+    protocol: int = _field(_number)
+    cluster_id: str = _field(_text)  # empty: any
+    who: str = _field(_text)
+    token: str = _field(_text)
+    session_id: bytes = _field(_session_id)  # empty: no session, lookups and subscriptions only
+    attempt: int = _field(_number)
+
+
+@attrs.frozen
+class HelloOk(Message):
+    """First message of a node. `resumed` is False when the session was not known: the client registers everything again."""
+
+    TYPE: ClassVar[int] = 2
+    protocol: int = _field(_number)
+    cluster_id: str = _field(_text)
+    node_id: int = _field(_number)
+    version: str = _field(_text)
+    heartbeat_ms: int = _field(_number)
+    resumed: bool = _field(_flag, default=False)
+
+
+@attrs.frozen
+class Refused(Message):
+    """The request (or with request_id 0 the connection) is refused: it had no effect. `code` is `Rejected.reason` or another code
+    of docs/protocol.md; with the code `unknown` the effect is not known."""
+
+    TYPE: ClassVar[int] = 3
+    code: str = _field(_text)
+    text: str = _field(_text)
+    retry_after_ms: int = _field(_number, default=0)  # 0: repeating the same request never helps
+
+
+@attrs.frozen
+class Heartbeat(Message):
+    """One a second for everything a client has at a node: how many registrations, and the xor of their digests."""
+
+    TYPE: ClassVar[int] = 4
+    count: int = _field(_number)
+    digest: int = _field(_number)
+
+
+HEARTBEAT_OK: Final = 0
+HEARTBEAT_RESYNC: Final = 1
+HEARTBEAT_LOADING: Final = 2
+
+
+@attrs.frozen
+class HeartbeatOk(Message):
+    """`state` is 0 when count and digest agree, 1 when they do not (register again), 2 while the node is loading."""
+
+    TYPE: ClassVar[int] = 5
+    state: int = _field(_number)
+    fresh: bool = _field(_flag, default=True)
+
+
+@attrs.frozen
+class Register(Message):
+    """Register or replace one instance. `prior` is the lease of an earlier registration of the same session: when another session
+    holds a newer lease, the answer is `superseded` instead of a fight. `timeout_ms` 0 means no deadline."""
+
+    TYPE: ClassVar[int] = 6
+    service: ServiceKey = _field(_service)
+    instance: list[Any] = _field(_fields)  # the fields of the client part, validated by `pack_client_part`
+    prior: Lsn = _field(_lsn, default=LSN_ZERO)
+    timeout_ms: int = _field(_number, default=0)
+
+
+@attrs.frozen
+class Registered(Message):
+    """The registration is durable and visible."""
+
+    TYPE: ClassVar[int] = 7
+    lease_id: Lsn = _field(_lsn)
+    lsn: Lsn = _field(_lsn)
+
+
+@attrs.frozen
+class Update(Message):
+    """Change weight, zone, version, metadata or status of a registration that is still held under `lease_id`."""
+
+    TYPE: ClassVar[int] = 8
+    service: ServiceKey = _field(_service)
+    instance_id: str = _field(_instance_id)
+    lease_id: Lsn = _field(_lsn)
+    changes: dict[str, Any] = _field(_changes)
+    timeout_ms: int = _field(_number, default=0)
+
+
+@attrs.frozen
+class Deregister(Message):
+    """Remove a registration that is still held under `lease_id`; one that is gone already is answered `gone`."""
+
+    TYPE: ClassVar[int] = 9
+    service: ServiceKey = _field(_service)
+    instance_id: str = _field(_instance_id)
+    lease_id: Lsn = _field(_lsn)
+    timeout_ms: int = _field(_number, default=0)
+
+
+@attrs.frozen
+class Done(Message):
+    """The update or removal is durable and visible."""
+
+    TYPE: ClassVar[int] = 10
+    lsn: Lsn = _field(_lsn)
+
+
+@attrs.frozen
+class Lookup(Message):
+    """All instances of one service, from the committed state; answered by one or more `View` pages."""
+
+    TYPE: ClassVar[int] = 11
+    service: ServiceKey = _field(_service)
+
+
+@attrs.frozen
+class View(Message):
+    """The whole list of a service at `lsn`, or one page of it: the list is complete with the page that has `more` False."""
+
+    TYPE: ClassVar[int] = 12
+    service: ServiceKey = _field(_service)
+    lsn: Lsn = _field(_lsn)
+    fresh: bool = _field(_flag)
+    more: bool = _field(_flag)
+    instances: list[Any] = _field(_fields)  # public forms
+
+
+@attrs.frozen
+class Subscribe(Message):
+    """Keep telling the changes of a service. `known` is the lsn of the view in hand: only what came after it is sent. Answered
+    by `View` pages with the request's id, or by `Resumed`."""
+
+    TYPE: ClassVar[int] = 13
+    service: ServiceKey = _field(_service)
+    known: Lsn = _field(_lsn, default=LSN_ZERO)
+
+
+@attrs.frozen
+class Resumed(Message):
+    """The subscription goes on from the `known` lsn: a `Delta` follows if there is anything to tell."""
+
+    TYPE: ClassVar[int] = 14
+    service: ServiceKey = _field(_service)
+    lsn: Lsn = _field(_lsn)
+
+
+@attrs.frozen
+class Delta(Message):
+    """What changed in a service after `since`, up to and including `lsn`: the newest public form of each changed instance, and the
+    ids that are gone. It applies only to a view whose lsn is `since`."""
+
+    TYPE: ClassVar[int] = 15
+    service: ServiceKey = _field(_service)
+    since: Lsn = _field(_lsn)
+    lsn: Lsn = _field(_lsn)
+    changed: list[Any] = _field(_fields)
+    removed: list[str] = _field(_texts)
+
+
+@attrs.frozen
+class Unsubscribe(Message):
+    """Stop telling the changes of a service. Not answered."""
+
+    TYPE: ClassVar[int] = 16
+    service: ServiceKey = _field(_service)
+
+
+@attrs.frozen
+class Services(Message):
+    """The services of one namespace (empty text: of all) that have instances; answered by `ServiceList` pages."""
+
+    TYPE: ClassVar[int] = 17
+    namespace: str = _field(_text)
+
+
+@attrs.frozen
+class ServiceList(Message):
+    """One page of `[namespace, name, slot, instances]`."""
+
+    TYPE: ClassVar[int] = 18
+    more: bool = _field(_flag)
+    services: list[Any] = _field(_fields)
+
+
+@attrs.frozen
+class AskStatus(Message):
+    """What state is the node in?"""
+
+    TYPE: ClassVar[int] = 19
+
+
+@attrs.frozen
+class NodeStatus(Message):
+    """The status of a node, in the documented shape of `status --json`."""
+
+    TYPE: ClassVar[int] = 20
+    status: dict[str, Any] = _field(_changes)
+
+
+@attrs.frozen
+class Goodbye(Message):
+    """The client leaves for good: its session ends now and its ephemeral instances are removed at once. Answered by `Done`."""
+
+    TYPE: ClassVar[int] = 21
+
+
+@attrs.frozen
+class Lost(Message):
+    """Pushed to a session: its registration of this instance is no longer held, and why (`superseded`, `expired`)."""
+
+    TYPE: ClassVar[int] = 22
+    service: ServiceKey = _field(_service)
+    instance_id: str = _field(_instance_id)
+    lease_id: Lsn = _field(_lsn)
+    reason: str = _field(_text)
+
+
+MESSAGES: Final[dict[int, type[Message]]] = {
+    kind.TYPE: kind
+    for kind in (
+        Hello,
+        HelloOk,
+        Refused,
+        Heartbeat,
+        HeartbeatOk,
+        Register,
+        Registered,
+        Update,
+        Deregister,
+        Done,
+        Lookup,
+        View,
+        Subscribe,
+        Resumed,
+        Delta,
+        Unsubscribe,
+        Services,
+        ServiceList,
+        AskStatus,
+        NodeStatus,
+        Goodbye,
+        Lost,
+    )
+}
+TO_NODE: Final = frozenset(
+    kind.TYPE
+    for kind in (Hello, Heartbeat, Register, Update, Deregister, Lookup, Subscribe, Unsubscribe, Services, AskStatus, Goodbye)
+)
+TO_CLIENT: Final = frozenset(MESSAGES) - TO_NODE
+
+_CHECKS: Final = {number: tuple(field.metadata["check"] for field in attrs.fields(kind)) for number, kind in MESSAGES.items()}
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------------
+
+
+def unpack_frame(payload: bytes | memoryview) -> list[Any]:
+    """One frame's payload as `[type, request_id, fields…]`, with every limit enforced while decoding; raises `RemoteProtocolError`."""
+    try:
+        raw = msgpack.unpackb(
+            payload,
+            strict_map_key=True,
+            raw=False,
+            max_array_len=_ARRAY_ITEMS_MAX,
+            max_map_len=_MAP_ITEMS_MAX,
+            max_str_len=_TEXT_BYTES_MAX,
+            max_bin_len=_TEXT_BYTES_MAX,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, RecursionError) as error:  # msgpack's own errors are all ValueErrors; TypeError: unhashable map key
+        raise RemoteProtocolError(f"not a msgpack frame: {type(error).__name__}") from error
+    if type(raw) is not list or len(raw) < 2 or type(raw[0]) is not int or type(raw[1]) is not int or not 0 <= raw[1] < 1 << 63:
+        raise RemoteProtocolError("a frame must be an array of a type, a request id and fields")
+    return raw
+
+
+def build_message(raw: list[Any]) -> Message:
+    """The message of an unpacked frame; raises `RemoteProtocolError`, or `Invalid` for names that break their rules."""
+    checks = _CHECKS.get(raw[0])
+    if checks is None:
+        raise RemoteProtocolError(f"unknown message type {raw[0]}")
+    kind = MESSAGES[raw[0]]
+    try:
+        return kind(*[check(value) for check, value in zip(checks, raw[2:], strict=False)])
+    except TypeError:
+        raise RemoteProtocolError(f"{kind.__name__} has too few fields") from None
+
+
+def decode(payload: bytes | memoryview) -> tuple[Message, int]:
+    """One frame's payload as `(message, request_id)`; raises `RemoteProtocolError` or `Invalid`."""
+    raw = unpack_frame(payload)
+    return build_message(raw), raw[1]
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------------------
+
+
+def frame(payload: bytes) -> bytes:
+    """The payload with its length before it."""
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def encode(message: Message, request_id: int = 0) -> bytes:
+    """The whole frame of a message; raises `LocalProtocolError` when it would be larger than any reader accepts."""
+    values = attrs.astuple(message, recurse=False)
+    payload: bytes = msgpack.packb([message.TYPE, request_id, *values])
+    bytes_max = FRAME_BYTES_MAX_TO_NODE if message.TYPE in TO_NODE else FRAME_BYTES_MAX_TO_CLIENT
+    if len(payload) > bytes_max:
+        raise LocalProtocolError(f"{type(message).__name__} of {len(payload)} bytes is larger than the limit of {bytes_max}")
+    return frame(payload)
+
+
+def _array_header(count: int) -> bytes:
+    header: bytes = msgpack.Packer().pack_array_header(count)
+    return header
+
+
+def pack_items(items: Sequence[bytes]) -> bytes:
+    """A msgpack array of items that are packed already."""
+    return _array_header(len(items)) + b"".join(items)
+
+
+def pack_head(*values: object) -> bytes:
+    """Several values packed one after the other: a part of an array whose header comes from elsewhere."""
+    return b"".join(map(msgpack.packb, values))
+
+
+def join_frame(type_number: int, request_id: int, field_count: int, body: bytes) -> bytes:
+    """A frame whose fields are packed already."""
+    payload = _array_header(field_count + 2) + pack_head(type_number, request_id) + body
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def view_bodies(service: ServiceKey, lsn: Lsn, fresh: bool, publics: Sequence[bytes]) -> list[bytes]:
+    """The packed fields of the `View` pages of a service: everything but the request id, so that they can be kept and shared."""
+    pages = [publics[start : start + PAGE_ITEMS_MAX] for start in range(0, len(publics), PAGE_ITEMS_MAX)] or [()]
+    return [pack_head(service, lsn, fresh, page is not pages[-1]) + pack_items(page) for page in pages]
+
+
+def view_frames(bodies: Iterable[bytes], request_id: int) -> bytes:
+    """The `View` frames for one asker, joined."""
+    return b"".join(join_frame(View.TYPE, request_id, 5, body) for body in bodies)
+
+
+def delta_frame(service: ServiceKey, since: Lsn, lsn: Lsn, changed: Sequence[bytes], removed: Sequence[str]) -> bytes:
+    """The `Delta` push, the same bytes for every subscriber at `since`."""
+    body = pack_head(service, since, lsn) + pack_items(changed) + pack_head(list(removed))
+    return join_frame(Delta.TYPE, 0, 5, body)
+
+

@@ -1,0 +1,1 @@
+"""The disk: write-ahead log, snapshots, and the Storage door with its real (`files`) and simulated (`sim`) twin."""
