@@ -372,8 +372,7 @@ MESSAGES: Final[dict[int, type[Message]]] = {
     )
 }
 TO_NODE: Final = frozenset(
-    kind.TYPE
-    for kind in (Hello, Heartbeat, Register, Update, Deregister, Lookup, Subscribe, Unsubscribe, Services, AskStatus, Goodbye)
+    kind.TYPE for kind in (Hello, Heartbeat, Register, Update, Deregister, Lookup, Subscribe, Unsubscribe, Services, AskStatus, Goodbye)
 )
 TO_CLIENT: Final = frozenset(MESSAGES) - TO_NODE
 
@@ -475,5 +474,3 @@ def delta_frame(service: ServiceKey, since: Lsn, lsn: Lsn, changed: Sequence[byt
     """The `Delta` push, the same bytes for every subscriber at `since`."""
     body = pack_head(service, since, lsn) + pack_items(changed) + pack_head(list(removed))
     return join_frame(Delta.TYPE, 0, 5, body)
-
-

@@ -1,0 +1,1 @@
+"""govern: a service registry that is a Python library."""

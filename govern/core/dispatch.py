@@ -1,0 +1,358 @@
+"""Dispatch: what each message of a client leads to.
+
+The shell cuts bytes into frames and hands each to `receive`; everything that follows from it is decided here. Reads are answered
+on the spot from committed state. Writes are judged as far as the committed state allows, and collected in
+`writes` for the store. When the store has committed a batch, `finish` turns its outcomes into answers, and the shell publishes
+the services that changed.
+
+While the node is loading, heartbeats are answered (rule E6), and everything else waits its turn in `parked`.
+
+Q1  Every request with an id is answered exactly once, or its connection is closed.
+Q2  Requests of one connection take effect in the order in which they were sent.
+Q3  A request whose deadline has passed is refused before it is carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import attrs
+import msgpack
+
+from ..errors import Gone, Invalid, Overloaded, Rejected, RemoteProtocolError
+from ..messages import (
+    HEARTBEAT_LOADING,
+    HEARTBEAT_OK,
+    HEARTBEAT_RESYNC,
+    PAGE_ITEMS_MAX,
+    PROTOCOL_VERSION,
+    TO_NODE,
+    AskStatus,
+    Deregister,
+    Done,
+    Goodbye,
+    Heartbeat,
+    HeartbeatOk,
+    Hello,
+    HelloOk,
+    Lookup,
+    Lost,
+    Message,
+    NodeStatus,
+    Refused,
+    Register,
+    Resumed,
+    ServiceList,
+    Services,
+    Subscribe,
+    Unsubscribe,
+    Update,
+    build_message,
+    encode,
+    frame,
+    view_frames,
+)
+from ..model import LSN_ZERO, ServiceKey, check_namespace, pack_client_part
+from .entries import DeregisterOp, EntryParts, ExpireOp, Op, RegisterOp, UpdateOp, unpack_entry
+from .limits import Limits
+from .links import Gate, Link
+from .sessions import Session, Sessions
+from .shard import Outcome, Shard, check_changes
+from .subscriptions import Subscriptions
+
+HEARTBEAT_MS: Final = 1_000
+_RETRY_SECONDS: Final = 1.0
+
+
+class Write(NamedTuple):
+    """One operation on its way to the log. `request_id` 0 and link None: nobody waits for the answer."""
+
+    op: Op
+    link: Link | None = None
+    request_id: int = 0
+    deadline_us: int = 0  # on the monotonic clock; 0: none
+
+
+@attrs.frozen(kw_only=True)
+class Identity:
+    """What a node tells of itself in Hello."""
+
+    node_id: int
+    cluster_id: str
+    version: str
+
+
+class Dispatch:
+    """The requests of all clients of one node."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        shard: Shard,
+        sessions: Sessions,
+        subscriptions: Subscriptions,
+        gate: Gate,
+        limits: Limits,
+        status: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.identity = identity
+        self.now_us = 0  # monotonic, set by the shell before each turn
+        self.wall_ms = 0  # for `registered_at` only, set likewise
+        self.registrations_refused: Rejected | None = None  # set by the store while the disk is full
+        self.writes: list[Write] = []
+        self.writes_pending = 0
+        self.parked: list[tuple[Link, list[Any]]] = []
+        self.to_close: dict[Link, None] = {}
+        self._shard = shard
+        self._sessions = sessions
+        self._subscriptions = subscriptions
+        self._gate = gate
+        self._limits = limits
+        self._status = status
+        self._handlers: dict[int, Callable[[Link, Any, int], Message | None]] = {
+            Register.TYPE: self._register,
+            Update.TYPE: self._update,
+            Deregister.TYPE: self._deregister,
+            Lookup.TYPE: self._lookup,
+            Subscribe.TYPE: self._subscribe,
+            Unsubscribe.TYPE: self._unsubscribe,
+            Services.TYPE: self._services,
+            Goodbye.TYPE: self._goodbye,
+        }
+
+    # --- incoming -----------------------------------------------------------------------------------------------------------
+
+    def receive(self, link: Link, raw: list[Any]) -> None:
+        """Take one frame of a link. What is to be sent back is in `link.out`; a link that is to be closed is in `to_close`."""
+        if link.closing is not None:
+            return
+        link.heard_us = self._sessions.now_us
+        session = link.session
+        if session is not None:
+            session.stamp_us = self._sessions.now_us
+            if raw[0] == Heartbeat.TYPE and len(raw) >= 4:
+                self._heartbeat(link, session, raw)
+                return
+        try:
+            self._take(link, raw)
+        except RemoteProtocolError as error:
+            self.refuse_link(link, "protocol", str(error))
+
+    def refuse_link(self, link: Link, code: str, text: str) -> None:
+        """Tell the other side why, once, and close the connection."""
+        if link.closing is None:
+            link.closing = text
+            link.out.append(encode(Refused(code, text)))
+        self.to_close[link] = None
+
+    def _take(self, link: Link, raw: list[Any]) -> None:
+        number, request_id = raw[0], raw[1]
+        if number not in TO_NODE:
+            raise RemoteProtocolError(f"message type {number} is not one that a client sends")
+        if not link.greeted:
+            if number != Hello.TYPE:
+                raise RemoteProtocolError("the first message must be Hello")
+            self._hello(link, raw)
+            return
+        if number == AskStatus.TYPE:
+            link.out.append(encode(NodeStatus(self._status()), request_id))
+            return
+        if number == Heartbeat.TYPE:  # of a link without a session, or malformed
+            build_message(raw)
+            link.out.append(encode(HeartbeatOk(HEARTBEAT_OK, True), request_id))
+            return
+        if number == Hello.TYPE:
+            raise RemoteProtocolError("Hello was said already")
+        if not self._shard.loaded:
+            self._park(link, raw)
+            return
+        try:
+            answer = self._handlers[number](link, build_message(raw), request_id)
+        except Rejected as error:
+            answer = Refused(error.reason, str(error), round((error.retry_after or 0) * 1000))
+        if answer is not None:
+            link.out.append(encode(answer, request_id))
+
+    def _park(self, link: Link, raw: list[Any]) -> None:
+        if len(self.parked) >= self._limits.requests_parked_max:
+            text = "the node is loading and too many requests wait already; try again"
+            link.out.append(encode(Refused(Overloaded.reason, text, round(_RETRY_SECONDS * 1000)), raw[1]))
+        else:
+            self.parked.append((link, raw))
+
+    def release_parked(self) -> list[Link]:
+        """The node is loaded: take everything that waited, in order (Q2). Returns the links concerned."""
+        parked, self.parked = self.parked, []
+        for link, raw in parked:
+            if link.closing is None:
+                self.receive(link, raw)
+        return list(dict.fromkeys(link for link, _ in parked))
+
+    def _hello(self, link: Link, raw: list[Any]) -> None:
+        try:
+            hello = build_message(raw)
+        except Invalid as error:
+            raise RemoteProtocolError(str(error)) from error
+        assert isinstance(hello, Hello)
+        identity = self.identity
+        if hello.protocol != PROTOCOL_VERSION:
+            text = f"this node speaks protocol version {PROTOCOL_VERSION}, the client {hello.protocol}"
+            return self.refuse_link(link, "protocol", text)
+        if hello.cluster_id and hello.cluster_id != identity.cluster_id:
+            return self.refuse_link(link, "cluster", f"this node belongs to cluster {identity.cluster_id}, not {hello.cluster_id}")
+        resumed = True
+        if hello.session_id:
+            if self._sessions.get(hello.session_id) is None and len(self._sessions) >= self._limits.sessions_max:
+                text = f"this node has {len(self._sessions)} sessions, its limit (sessions_max)"
+                return self.refuse_link(link, Overloaded.reason, text)
+            attached = self._sessions.attach(hello.session_id, hello.attempt, link)
+            if attached is None:
+                return self.refuse_link(link, "superseded", "a newer connection holds this session")
+            link.session, former, known = attached
+            resumed = known or not self._shard.loaded
+            if isinstance(former, Link):
+                self.refuse_link(former, "superseded", "a newer connection took this session over")
+        link.greeted = True
+        link.who = hello.who
+        self._gate.forget(link)
+        answer = HelloOk(PROTOCOL_VERSION, identity.cluster_id, identity.node_id, identity.version, HEARTBEAT_MS, resumed)
+        link.out.append(encode(answer, raw[1]))
+        return None
+
+    def _heartbeat(self, link: Link, session: Session, raw: list[Any]) -> None:
+        if not self._shard.loaded:
+            state = HEARTBEAT_LOADING
+        elif raw[2] == session.count and raw[3] == session.digest:
+            state = HEARTBEAT_OK
+        else:
+            state = HEARTBEAT_RESYNC
+        link.out.append(frame(msgpack.packb([HeartbeatOk.TYPE, raw[1], state, True])))
+
+    def closed(self, link: Link) -> None:
+        """The connection is gone, for whatever reason."""
+        link.closing = link.closing or "the other side closed it"
+        self._gate.forget(link)
+        self._subscriptions.remove_all(link)
+        self.to_close.pop(link, None)
+        if link.session is not None:
+            self._sessions.detach(link.session, link)
+
+    # --- reads --------------------------------------------------------------------------------------------------------------
+
+    def _lookup(self, link: Link, message: Lookup, request_id: int) -> None:
+        link.out.append(view_frames(self._shard.view_bodies(message.service), request_id))
+
+    def _subscribe(self, link: Link, message: Subscribe, request_id: int) -> None:
+        service, known = message.service, message.known
+        if service not in link.subscriptions and len(link.subscriptions) >= self._limits.subscriptions_per_connection_max:
+            raise Overloaded(f"this connection has {len(link.subscriptions)} subscriptions, its limit (subscriptions_per_connection_max)")
+        delta = None if known == LSN_ZERO else self._shard.delta_since(service, known)
+        if delta is None:
+            link.out.append(view_frames(self._shard.view_bodies(service), request_id))
+        else:
+            link.out.append(encode(Resumed(service, known), request_id))
+            if delta[0] is not None:
+                link.out.append(delta[0])
+        self._subscriptions.add(link, service, self._shard.service_lsn(service))
+
+    def _unsubscribe(self, link: Link, message: Unsubscribe, request_id: int) -> None:
+        self._subscriptions.remove(link, message.service)
+
+    def _services(self, link: Link, message: Services, request_id: int) -> None:
+        rows = list(self._shard.service_rows(check_namespace(message.namespace) if message.namespace else ""))
+        for start in range(0, max(1, len(rows)), PAGE_ITEMS_MAX):
+            page = ServiceList(start + PAGE_ITEMS_MAX < len(rows), rows[start : start + PAGE_ITEMS_MAX])
+            link.out.append(encode(page, request_id))
+
+    # --- writes -------------------------------------------------------------------------------------------------------------
+
+    def _register(self, link: Link, message: Register, request_id: int) -> Message | None:
+        session = self._session(link, request_id)
+        if self.registrations_refused is not None:
+            raise self.registrations_refused
+        client_part = pack_client_part(message.instance)
+        identity, ephemeral, ttl_ms = message.instance[0], message.instance[9], message.instance[10]
+        op = RegisterOp(
+            message.service, identity, session.session_id, request_id, message.prior, self.wall_ms, client_part, ephemeral, ttl_ms
+        )
+        return self._write(link, op, request_id, message.timeout_ms)
+
+    def _update(self, link: Link, message: Update, request_id: int) -> Message | None:
+        session = self._session(link, request_id)
+        if self.registrations_refused is not None:
+            raise self.registrations_refused
+        held = self._held(message.service, message.instance_id)
+        changes = check_changes(message.changes, held.client)
+        op = UpdateOp(message.service, message.instance_id, session.session_id, request_id, message.lease_id, changes)
+        return self._write(link, op, request_id, message.timeout_ms)
+
+    def _deregister(self, link: Link, message: Deregister, request_id: int) -> Message | None:
+        session = self._session(link, request_id)
+        op = DeregisterOp(message.service, message.instance_id, session.session_id, request_id, message.lease_id)
+        return self._write(link, op, request_id, message.timeout_ms)
+
+    def _goodbye(self, link: Link, message: Goodbye, request_id: int) -> Message | None:
+        """The session ends: one removal for each ephemeral instance; the last one answers."""
+        link.leaving = True
+        leases = [] if link.session is None else list(link.session.leases.items())
+        if not leases or link.session is None:
+            return Done(LSN_ZERO)
+        for place, ((service, instance_id), lease) in enumerate(leases, 1):
+            op = DeregisterOp(service, instance_id, link.session.session_id, request_id, lease.lease_id)
+            asked = (link, request_id) if place == len(leases) else (None, 0)
+            self.writes.append(Write(op, *asked))
+        self.writes_pending += len(leases)
+        return None
+
+    def _session(self, link: Link, request_id: int) -> Session:
+        if link.session is None:
+            raise Invalid("this connection has no session: give a session id in Hello to register instances")
+        if request_id <= 0:
+            raise Invalid("a write needs a request id greater than 0")
+        return link.session
+
+    def _held(self, service: ServiceKey, instance_id: str) -> EntryParts:
+        entry = self._shard.entries(service).get(instance_id)
+        if entry is None:
+            raise Gone(f"instance {instance_id} of {service} is not registered")
+        return unpack_entry(entry)
+
+    def _write(self, link: Link, op: Op, request_id: int, timeout_ms: int) -> Message | None:
+        known = self._shard.answer_known(op)
+        if known is not None:
+            return known
+        if self.writes_pending >= self._limits.writes_pending_max:
+            raise Overloaded(f"{self.writes_pending} writes wait for the disk already; try again", _RETRY_SECONDS)
+        self.writes_pending += 1
+        self.writes.append(Write(op, link, request_id, self.now_us + timeout_ms * 1000 if timeout_ms else 0))
+        return None
+
+    def take_writes(self) -> list[Write]:
+        """What is to go to the store, in order; the caller owns it from now on."""
+        writes, self.writes = self.writes, []
+        return writes
+
+    # --- outcomes -----------------------------------------------------------------------------------------------------------
+
+    def finish(self, results: list[tuple[Write, Outcome]]) -> tuple[dict[Link, None], dict[ServiceKey, None]]:
+        """Answer what the store has carried out or refused: `(links with something to send, services that changed)`."""
+        links: dict[Link, None] = {}
+        changed: dict[ServiceKey, None] = {}
+        for write, outcome in results:
+            if outcome.changed is not None:
+                changed[outcome.changed] = None
+            if outcome.replaced is not None:
+                session = self._sessions.get(outcome.replaced.session_id)
+                loser = None if session is None else session.connection
+                if isinstance(loser, Link):
+                    _, service, instance_id, lease_id = outcome.replaced
+                    loser.out.append(encode(Lost(service, instance_id, lease_id, "superseded")))
+                    links[loser] = None
+            link = write.link
+            if link is not None and (link.closing is None or link.leaving):
+                link.out.append(encode(outcome.answer, write.request_id))
+                links[link] = None
+        self.writes_pending -= sum(type(write.op) is not ExpireOp for write, _ in results)
+        return links, changed

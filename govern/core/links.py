@@ -1,0 +1,104 @@
+"""Links: what this node knows of one client connection, and when such a connection must go.
+
+A link is plain state. Bytes come in as frames that the shell has cut out, bytes go out through `out`, which the shell sends and
+empties; what the socket did not take waits in `unsent`, and a link with too much of it is not read any more.
+
+K1  A link that has not said Hello within the limit is closed; when too many have not, the oldest of them is.
+K2  A link whose frame stays incomplete, or whose socket takes nothing, or that says nothing, is closed after its limit.
+K3  All these times are lived time: a node that was stalled does not blame its clients for it.
+"""
+
+from __future__ import annotations
+
+from ..model import Lsn, ServiceKey
+from .limits import Limits
+from .sessions import Session
+
+
+class Link:
+    """One client connection."""
+
+    __slots__ = (
+        "closing",
+        "greeted",
+        "heard_us",
+        "late",
+        "leaving",
+        "local_host",
+        "opened_us",
+        "out",
+        "partial_since_us",
+        "peer",
+        "pushed_us",
+        "session",
+        "stalled_since_us",
+        "subscriptions",
+        "unsent",
+        "who",
+    )
+
+    def __init__(self, peer: str, local_host: str, now_us: int) -> None:
+        self.peer = peer
+        self.local_host = local_host
+        self.opened_us = now_us
+        self.heard_us = now_us
+        self.greeted = False
+        self.who = ""
+        self.session: Session | None = None
+        self.out: list[bytes] = []
+        self.unsent = b""
+        self.partial_since_us: int | None = None  # an incomplete frame is waiting since then
+        self.stalled_since_us: int | None = None  # the socket took nothing since then
+        self.subscriptions: dict[ServiceKey, Lsn] = {}
+        self.late: dict[ServiceKey, None] = {}  # changed, and not yet told
+        self.pushed_us = -(1 << 62)
+        self.leaving = False  # said Goodbye
+        self.closing: str | None = None  # why it is to be closed once `out` is sent
+
+    def __repr__(self) -> str:
+        return f"<Link {self.peer} {self.who or 'stranger'} {self.session} subscriptions={len(self.subscriptions)}>"
+
+
+class Gate:
+    """Counts strangers: connections that have not said Hello (K1)."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._strangers: dict[Link, None] = {}  # oldest first
+        self._by_host: dict[str, dict[Link, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._strangers)
+
+    def admit(self, link: Link) -> Link | None:
+        """Count a new connection in. Returns the stranger that has to go for it: the oldest of that host or of all, or None."""
+        self._strangers[link] = None
+        of_host = self._by_host.setdefault(link.peer, {})
+        of_host[link] = None
+        if len(of_host) > self._limits.handshakes_per_host_max:
+            return next(iter(of_host))
+        if len(self._strangers) > self._limits.handshakes_max:
+            return next(iter(self._strangers))
+        return None
+
+    def forget(self, link: Link) -> None:
+        """The connection said Hello, or it is gone."""
+        if link in self._strangers:
+            del self._strangers[link]
+            of_host = self._by_host[link.peer]
+            del of_host[link]
+            if not of_host:
+                del self._by_host[link.peer]
+
+
+def overdue(link: Link, now_us: int, limits: Limits) -> str | None:
+    """Why this link has to be closed now, or None (K1, K2, K3)."""
+    if not link.greeted and now_us - link.opened_us > limits.handshake_seconds_max * 1e6:
+        return "no Hello in time"
+    if link.partial_since_us is not None and now_us - link.partial_since_us > limits.partial_frame_seconds_max * 1e6:
+        return "a frame was not finished in time"
+    if link.stalled_since_us is not None and now_us - link.stalled_since_us > limits.send_stall_seconds_max * 1e6:
+        return "nothing was read from this connection for too long"
+    if now_us - link.heard_us > limits.idle_seconds_max * 1e6:
+        return "no heartbeat in time"
+    return None

@@ -1,0 +1,124 @@
+"""Subscriptions: who wants to know what, and what each has been told.
+
+A push is made from state, not taken from a queue. A subscriber is at one lsn of a service; what it is owed is everything after
+that lsn, and nothing else has to be remembered for it, however slow it is. Subscribers at the same lsn, nearly always all of
+them, share the same encoded bytes.
+
+P1  `link.subscriptions[service]` is the lsn that the subscriber reaches when it has read all that was put out to it.
+P2  A delta put out to a link starts exactly at that lsn; a whole view may replace anything.
+P3  A link that cannot take bytes now, or was pushed to within the last 20 ms, is marked late, and gets one merged push later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from ..messages import view_frames
+from ..model import Lsn, ServiceKey
+from .limits import Limits
+from .links import Link
+from .shard import Shard
+
+SLICE_LINKS: int = 200
+"""So many subscribers are pushed to before other work gets its turn."""
+
+
+class Subscriptions:
+    """All subscriptions of a node."""
+
+    def __init__(self, shard: Shard, limits: Limits) -> None:
+        self.count = 0
+        self.late: dict[Link, None] = {}
+        self._shard = shard
+        self._interval_us = round(limits.push_interval_seconds * 1e6)
+        self._by_service: dict[ServiceKey, dict[Link, None]] = {}
+
+    def add(self, link: Link, service: ServiceKey, lsn: Lsn) -> None:
+        """The link is told every change of the service after `lsn`."""
+        if service not in link.subscriptions:
+            self.count += 1
+        link.subscriptions[service] = lsn
+        link.late.pop(service, None)
+        self._by_service.setdefault(service, {})[link] = None
+
+    def remove(self, link: Link, service: ServiceKey) -> None:
+        """The link is told nothing of the service any more."""
+        if link.subscriptions.pop(service, None) is None:
+            return
+        self.count -= 1
+        link.late.pop(service, None)
+        links = self._by_service[service]
+        del links[link]
+        if not links:
+            del self._by_service[service]
+
+    def remove_all(self, link: Link) -> None:
+        """The link is gone."""
+        for service in list(link.subscriptions):
+            self.remove(link, service)
+        self.late.pop(link, None)
+
+    def subscribers(self, service: ServiceKey) -> int:
+        return len(self._by_service.get(service, ()))
+
+    def publish(self, services: Iterable[ServiceKey], now_us: int) -> Iterator[Sequence[Link]]:
+        """Put the changes of these services out to their subscribers, slice by slice; each slice of links is to be sent before the next is
+        asked for. Between slices anything may happen to state and subscriptions: every push is cut from the state of its moment."""
+        for service in services:
+            links = list(self._by_service.get(service, ()))
+            for start in range(0, len(links), SLICE_LINKS):
+                encoded: dict[Lsn, tuple[bytes | None, Lsn]] = {}
+                ready = [link for link in links[start : start + SLICE_LINKS] if self._push(link, service, encoded, now_us)]
+                if ready:
+                    yield ready
+
+    def _push(self, link: Link, service: ServiceKey, encoded: dict[Lsn, tuple[bytes | None, Lsn]], now_us: int) -> bool:
+        since = link.subscriptions.get(service)
+        if since is None:
+            return False  # it unsubscribed or closed between two slices
+        if link.unsent or now_us - link.pushed_us < self._interval_us:  # P3
+            link.late[service] = None
+            self.late[link] = None
+            return False
+        return self._put_out(link, service, since, encoded, now_us)
+
+    def _put_out(self, link: Link, service: ServiceKey, since: Lsn, encoded: dict[Lsn, tuple[bytes | None, Lsn]], now_us: int) -> bool:
+        found = encoded.get(since)
+        if found is None:
+            found = encoded[since] = self._encode(service, since)
+        data, lsn = found
+        if data is None:
+            return False
+        link.out.append(data)
+        link.subscriptions[service] = lsn  # P1
+        link.pushed_us = now_us
+        return True
+
+    def _encode(self, service: ServiceKey, since: Lsn) -> tuple[bytes | None, Lsn]:
+        delta = self._shard.delta_since(service, since)
+        if delta is not None:
+            return delta
+        return view_frames(self._shard.view_bodies(service), 0), self._shard.service_lsn(service)
+
+    def push_late(self, now_us: int) -> list[Link]:
+        """Put out what late links are owed, where they can take it and their 20 ms are over; returns the links to be sent."""
+        ready: list[Link] = []
+        encoded: dict[ServiceKey, dict[Lsn, tuple[bytes | None, Lsn]]] = {}
+        for link in list(self.late):
+            if link.unsent or now_us - link.pushed_us < self._interval_us:
+                continue
+            del self.late[link]
+            services, link.late = link.late, {}
+            for service in services:
+                self._put_out(link, service, link.subscriptions[service], encoded.setdefault(service, {}), now_us)
+            if link.out:
+                ready.append(link)
+        return ready
+
+    def validate(self) -> None:
+        """Assert that both directions of the index agree."""
+        pairs = [(service, link) for service, links in self._by_service.items() for link in links]
+        assert len(pairs) == self.count
+        for service, link in pairs:
+            assert service in link.subscriptions
+            assert link.subscriptions[service] <= self._shard.service_lsn(service), (service, link)
