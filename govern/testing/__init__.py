@@ -1,0 +1,7 @@
+"""Simulation: a scenario of nodes and clients under a virtual clock, where the same seed gives the same run."""
+
+from __future__ import annotations
+
+from .run import Deadlock, HorizonPassed, Outcome, SimulationFailed, simulate
+
+__all__ = ["Deadlock", "HorizonPassed", "Outcome", "SimulationFailed", "simulate"]
