@@ -13,16 +13,17 @@ R3  What a scenario raises comes out as it was raised, out of exception groups w
 The trace is a running hash over every step of every task: its number, its name and the virtual time. Two runs are the same when their
 traces are. The moment at which trio *schedules* a task is not part of it: that order depends on addresses and is erased again before
 the tasks run.
+
+Known limit: a task that waits without a deadline behind a shield can be stopped by nobody, so such a deadlock is a hang.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import attrs
 import trio
@@ -86,29 +87,33 @@ class _Trace(trio.abc.Instrument):
         del self._labels[task]
 
 
-class _DeadlockWatch(trio.abc.Instrument):
-    """Notices that trio polls again and again and no task runs: with a virtual clock that jumps to every deadline, nothing ever will.
+class _Watch(trio.abc.Instrument):
+    """Ends a run that would not end by itself (R2).
 
-    An instrument that raises is removed by trio without a word, so it writes down what it saw and cancels the run.
+    A deadlock shows as trio polling again and again while no task runs: the virtual clock would have jumped to any deadline there is. The
+    horizon is not a deadline, because then there always would be one. An instrument that raises is removed by trio without a word, so
+    this one writes down what it saw and cancels the scenario.
     """
 
-    def __init__(self, scope: trio.CancelScope) -> None:
-        self.found = False
+    def __init__(self, scope: trio.CancelScope, horizon: float) -> None:
+        self.found: type[SimulationFailed] | None = None
         self._scope = scope
+        self._horizon = horizon
         self._idle_passes = 0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._idle_passes = 0
+        if self.found is None and trio.current_time() > self._horizon:
+            self._stop(HorizonPassed)
 
     def before_io_wait(self, timeout: float) -> None:
         self._idle_passes += 1
-        if (
-            self._idle_passes > _IDLE_PASSES_MAX
-            and not self.found
-            and trio.lowlevel.current_statistics().seconds_to_next_deadline == math.inf
-        ):
-            self.found = True
-            self._scope.cancel()
+        if self.found is None and self._idle_passes > _IDLE_PASSES_MAX:
+            self._stop(Deadlock)
+
+    def _stop(self, found: type[SimulationFailed]) -> None:
+        self.found = found
+        self._scope.cancel()
 
 
 def simulate(
@@ -122,22 +127,21 @@ def simulate(
     Everything is decided by `seed` (R1). `horizon` is in virtual seconds. Raises what the scenario raises (R3), `Deadlock` or
     `HorizonPassed` (R2). Not to be called from inside a running trio loop.
     """
-    stopped, horizon_scope = trio.CancelScope(), trio.CancelScope()
-    trace, watch = _Trace(), _DeadlockWatch(stopped)
+    scope = trio.CancelScope()
+    trace, watch = _Trace(), _Watch(scope, horizon)
     end_seconds = [0.0]
 
     async def run_scenario() -> list[T]:
         results: list[T] = []
-        horizon_scope.deadline = horizon
         try:
-            with stopped, horizon_scope:
+            with scope:
                 results.append(await scenario(seed, *args))
         finally:
             end_seconds[0] = trio.current_time()
         return results
 
-    saved: Any = _trio_run._ALLOW_DETERMINISTIC_SCHEDULING, _trio_run._r.getstate()
-    vars(_trio_run)["_ALLOW_DETERMINISTIC_SCHEDULING"] = True  # declared final, so that nobody but trio's own tests sets it by accident
+    saved = _trio_run._ALLOW_DETERMINISTIC_SCHEDULING, _trio_run._r.getstate()
+    vars(_trio_run)["_ALLOW_DETERMINISTIC_SCHEDULING"] = True  # by name, because trio declares it final
     _trio_run._r.seed(seed)
     failure: BaseException | None = None
     results: list[T] = []
@@ -148,24 +152,23 @@ def simulate(
     finally:
         vars(_trio_run)["_ALLOW_DETERMINISTIC_SCHEDULING"] = saved[0]
         _trio_run._r.setstate(saved[1])
-    story = f"seed {seed}, {trace.steps} steps, {end_seconds[0]:.6f} simulated seconds, trace {trace.digest}"
     if failure is None and results:
         return Outcome(result=results[0], trace=trace.digest, steps=trace.steps, simulated_seconds=end_seconds[0])
-    raise _explain(failure, watch.found, story, trace.last)
+    raise _explain(failure, watch.found, f"seed {seed}, {end_seconds[0]:.6f} simulated seconds", trace)
 
 
-def _explain(failure: BaseException | None, deadlock: bool, story: str, last: deque[tuple[float, str]]) -> BaseException:
-    """The one exception of a run that failed."""
-    steps = "\n".join(f"  {seconds:.6f} {label}" for seconds, label in last)
-    if deadlock:
-        failed: BaseException = Deadlock(f"every task waits and no deadline is set ({story})")
-        failed.__cause__ = failure
-    elif failure is None:
-        failed = HorizonPassed(f"the scenario was not finished at its horizon ({story})")
-    else:
+def _explain(failure: BaseException | None, found: type[SimulationFailed] | None, story: str, trace: _Trace) -> BaseException:
+    """The one exception of a run that failed. What cleanups raised after the watch had ended the run is its cause."""
+    if found is None:
+        assert failure is not None, "only the watch cancels a scenario from outside"
         failed = _alone(failure)
         failed.add_note(f"in a simulation: {story}")
-    failed.add_note(f"the last steps:\n{steps}")
+    else:
+        reason = "every task waits and nothing will wake one" if found is Deadlock else "the scenario was not finished at its horizon"
+        failed = found(f"{reason} ({story})")
+        failed.__cause__ = failure
+    steps = "\n".join(f"  {seconds:.6f} {label}" for seconds, label in trace.last)
+    failed.add_note(f"{trace.steps} steps, trace {trace.digest}; the last ones:\n{steps}")
     return failed
 
 
