@@ -51,6 +51,10 @@ class Connection(Protocol):
     def want_write(self, wanted: bool) -> None:
         """While True, the connection is also ready when it can take more bytes."""
 
+    def want_read(self, wanted: bool) -> None:
+        """While False, bytes to read do not make the connection ready; `recv` still works. True at first. At least one of reading and
+        writing is wanted at any time."""
+
     def close(self) -> None:
         """Close now; it is never in `ready` again. Closing twice is allowed."""
 

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import attrs
 import msgpack
 
-from ..errors import Gone, Invalid, Overloaded, Rejected, RemoteProtocolError
+from ..errors import DiskFull, Gone, Invalid, Overloaded, Rejected, RemoteProtocolError
 from ..messages import (
     HEARTBEAT_LOADING,
     HEARTBEAT_OK,
@@ -96,12 +96,12 @@ class Dispatch:
         gate: Gate,
         limits: Limits,
         status: Callable[[], dict[str, Any]],
+        disk_full: Callable[[], bool],
     ) -> None:
         self.identity = identity
         self.now_us = 0  # monotonic, set by the shell before each turn
         self.wall_ms = 0  # for `registered_at` only, set likewise
-        self.registrations_refused: Rejected | None = None  # set by the store while the disk is full
-        self.writes: list[Write] = []
+        self.writes: list[Write] = []  # to go to the store, in order; the shell takes them from the front
         self.writes_pending = 0
         self.parked: list[tuple[Link, list[Any]]] = []
         self.to_close: dict[Link, None] = {}
@@ -111,6 +111,7 @@ class Dispatch:
         self._gate = gate
         self._limits = limits
         self._status = status
+        self._disk_full = disk_full
         self._handlers: dict[int, Callable[[Link, Any, int], Message | None]] = {
             Register.TYPE: self._register,
             Update.TYPE: self._update,
@@ -270,8 +271,7 @@ class Dispatch:
 
     def _register(self, link: Link, message: Register, request_id: int) -> Message | None:
         session = self._session(link, request_id)
-        if self.registrations_refused is not None:
-            raise self.registrations_refused
+        self._check_disk()
         client_part = pack_client_part(message.instance)
         identity, ephemeral, ttl_ms = message.instance[0], message.instance[9], message.instance[10]
         op = RegisterOp(
@@ -281,8 +281,7 @@ class Dispatch:
 
     def _update(self, link: Link, message: Update, request_id: int) -> Message | None:
         session = self._session(link, request_id)
-        if self.registrations_refused is not None:
-            raise self.registrations_refused
+        self._check_disk()
         held = self._held(message.service, message.instance_id)
         changes = check_changes(message.changes, held.client)
         op = UpdateOp(message.service, message.instance_id, session.session_id, request_id, message.lease_id, changes)
@@ -313,6 +312,10 @@ class Dispatch:
             raise Invalid("a write needs a request id greater than 0")
         return link.session
 
+    def _check_disk(self) -> None:
+        if self._disk_full():  # what is left of the log is kept for removals (rule W5)
+            raise DiskFull("the disk of this node is full: nothing can be registered until space is made on it", _RETRY_SECONDS)
+
     def _held(self, service: ServiceKey, instance_id: str) -> EntryParts:
         entry = self._shard.entries(service).get(instance_id)
         if entry is None:
@@ -328,11 +331,6 @@ class Dispatch:
         self.writes_pending += 1
         self.writes.append(Write(op, link, request_id, self.now_us + timeout_ms * 1000 if timeout_ms else 0))
         return None
-
-    def take_writes(self) -> list[Write]:
-        """What is to go to the store, in order; the caller owns it from now on."""
-        writes, self.writes = self.writes, []
-        return writes
 
     # --- outcomes -----------------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ class Gate:
     """Counts strangers: connections that have not said Hello (K1)."""
 
     def __init__(self, limits: Limits) -> None:
+        self.saturated = False  # more connections wait to be accepted than one turn takes
         self._limits = limits
         self._strangers: dict[Link, None] = {}  # oldest first
         self._by_host: dict[str, dict[Link, None]] = {}

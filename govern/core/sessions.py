@@ -18,11 +18,12 @@ Nothing here removes an instance: `due` names silent sessions, the failure detec
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from ..model import Lsn, ServiceKey
 from .digests import lease_digest
+from .entries import ExpireOp
 
 SILENCE_MS_DEFAULT: Final = 5_000
 RETRY_US: Final = 1_000_000  # an expiry that was proposed but not carried out is proposed again after this
@@ -177,6 +178,17 @@ class Sessions:
             else:
                 self._watch(session, ttl_ms, self.now_us + silence_us(ttl_ms))
         return silent
+
+    @staticmethod
+    def expiries(silent: Iterable[Silent]) -> list[ExpireOp]:
+        """What to propose for sessions that are still as silent as they were when they were named (rule E2)."""
+        return [
+            ExpireOp(service, instance_id, lease.lease_id)
+            for session, ttl_ms, stamp_us in silent
+            if session.stamp_us == stamp_us
+            for (service, instance_id), lease in session.leases.items()
+            if lease.ttl_ms <= ttl_ms
+        ]
 
     def validate(self) -> None:
         """Assert S1, S2 and S4."""

@@ -64,19 +64,24 @@ class Subscriptions:
     def publish(self, services: Iterable[ServiceKey], now_us: int) -> Iterator[Sequence[Link]]:
         """Put the changes of these services out to their subscribers, slice by slice; each slice of links is to be sent before the next is
         asked for. Between slices anything may happen to state and subscriptions: every push is cut from the state of its moment."""
+        ready: dict[Link, None] = {}
         for service in services:
-            links = list(self._by_service.get(service, ()))
-            for start in range(0, len(links), SLICE_LINKS):
-                encoded: dict[Lsn, tuple[bytes | None, Lsn]] = {}
-                ready = [link for link in links[start : start + SLICE_LINKS] if self._push(link, service, encoded, now_us)]
-                if ready:
-                    yield ready
+            encoded: dict[Lsn, tuple[bytes | None, Lsn]] = {}
+            for link in list(self._by_service.get(service, ())):
+                if not self._push(link, service, encoded, now_us):
+                    continue
+                ready[link] = None
+                if len(ready) >= SLICE_LINKS:
+                    yield list(ready)
+                    ready, encoded = {}, {}
+        if ready:
+            yield list(ready)
 
     def _push(self, link: Link, service: ServiceKey, encoded: dict[Lsn, tuple[bytes | None, Lsn]], now_us: int) -> bool:
         since = link.subscriptions.get(service)
         if since is None:
             return False  # it unsubscribed or closed between two slices
-        if link.unsent or now_us - link.pushed_us < self._interval_us:  # P3
+        if link.unsent or 0 < now_us - link.pushed_us < self._interval_us:  # P3; changes of one moment go out together
             link.late[service] = None
             self.late[link] = None
             return False

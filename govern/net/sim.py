@@ -172,6 +172,7 @@ class SimConnection:
         self.local_host = end.host
         self._poller = poller
         self._end = end
+        self._reading = True
         self._writing = False
         end.changed = self._touch
 
@@ -181,7 +182,7 @@ class SimConnection:
     @property
     def is_ready(self) -> bool:
         """Level-triggered: it can be read, or written where that is wanted."""
-        return not self._end.closed and (self._end.readable or (self._writing and self._end.writable))
+        return not self._end.closed and ((self._reading and self._end.readable) or (self._writing and self._end.writable))
 
     def recv(self) -> bytes | None:
         return b"" if self._end.closed else self._end.recv(_RECEIVE_BYTES_MAX)
@@ -191,6 +192,10 @@ class SimConnection:
 
     def want_write(self, wanted: bool) -> None:
         self._writing = wanted
+        self._touch()
+
+    def want_read(self, wanted: bool) -> None:
+        self._reading = wanted
         self._touch()
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ _BACKLOG_MAX: Final = 4096  # the kernel lowers it to its own limit (net.core.so
 _DESCRIPTORS_PAUSE_SECONDS: Final = 0.1
 _OUT_OF_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _READ: Final = selectors.EVENT_READ
-_READ_WRITE: Final = selectors.EVENT_READ | selectors.EVENT_WRITE
+_WRITE: Final = selectors.EVENT_WRITE
 _MAPPED_PREFIX: Final = "::ffff:"
 
 
@@ -64,7 +64,7 @@ def _bound_address(listener: socket.socket) -> tuple[str, int]:
 class TcpConnection:
     """One accepted client connection. See `environment.Connection` for what each method promises."""
 
-    __slots__ = ("_broken", "_poller", "_receive", "_send", "_socket", "_writing", "owner", "peer")
+    __slots__ = ("_broken", "_events", "_poller", "_receive", "_send", "_socket", "owner", "peer")
 
     def __init__(self, poller: TcpPoller, accepted: socket.socket, peer: str) -> None:
         self.owner: object = None
@@ -73,7 +73,7 @@ class TcpConnection:
         self._socket = accepted
         self._receive = accepted.recv
         self._send = accepted.send
-        self._writing = False
+        self._events = _READ
         self._broken = False
 
     def __repr__(self) -> str:
@@ -110,9 +110,16 @@ class TcpConnection:
             return -1
 
     def want_write(self, wanted: bool) -> None:
-        if wanted != self._writing and self._socket.fileno() >= 0:
-            self._writing = wanted
-            self._poller._watch(self._socket, _READ_WRITE if wanted else _READ, self)
+        self._want(self._events | _WRITE if wanted else self._events & ~_WRITE)
+
+    def want_read(self, wanted: bool) -> None:
+        self._want(self._events | _READ if wanted else self._events & ~_READ)
+
+    def _want(self, events: int) -> None:
+        assert events, "a connection that waits for nothing would be forgotten: it is closed instead"
+        if events != self._events and self._socket.fileno() >= 0:
+            self._events = events
+            self._poller._watch(self._socket, events, self)
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:

@@ -1,0 +1,335 @@
+"""Client sessions: all client connections of a node, served by one task over one poller.
+
+Thousands of connections that each say ten bytes a second are not worth a task each. One task waits for all of them, reads every one
+that is ready without blocking, lets `core.dispatch` decide, hands the writes of the turn to the store as one batch, and sends
+what each connection is owed with one call. A second task does the same with what the store reports: answers and pushes.
+
+Neither task decides anything: rules about requests are in `core.dispatch`, about pushes in `core.subscriptions`, about the
+patience with connections in `core.links`.
+
+C1  Between two checkpoints every link's `out` is empty or its socket is full.
+C2  A turn handles a bounded number of connections and bytes, so timers are never starved.
+C3  A connection that does not take its answers is not read any more until it does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import attrs
+import trio
+
+from ..core.dispatch import Dispatch, Write
+from ..core.limits import Limits
+from ..core.links import Gate, Link, overdue
+from ..core.sessions import Sessions, Silent
+from ..core.subscriptions import Subscriptions
+from ..environment import Clock, Connection, Network, Poller
+from ..errors import Stopped
+from ..messages import FRAME_BYTES_MAX_TO_NODE, Refused, encode
+from ..net.frames import FrameReader
+from .mail import Committed, LastRead, Loaded, SessionsMail, WriteBatch
+from .runtime import Mailbox
+
+ACCEPT_MAX: Final = 128  # per turn
+READY_MAX: Final = 512  # connections per turn
+TURN_BYTES_MAX: Final = 1024 * 1024
+FRAMES_BETWEEN_SENDS: Final = 64
+WRITES_PER_BATCH: Final = 256
+SWEEP_SECONDS: Final = 1.0
+STOP_SECONDS: Final = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.define(eq=False, slots=True)
+class Channel:
+    """A link and its socket."""
+
+    link: Link
+    connection: Connection
+    reader: FrameReader
+    waiting: deque[list[Any]] = attrs.field(factory=deque)  # frames read but not yet handled, because the socket is full (C3)
+    writable_wanted: bool = False
+
+
+class ClientSessions:
+    """The actor that owns all client connections."""
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        clock: Clock,
+        dispatch: Dispatch,
+        sessions: Sessions,
+        subscriptions: Subscriptions,
+        gate: Gate,
+        limits: Limits,
+        mailbox: Mailbox[SessionsMail],
+        store_mailbox: Mailbox[WriteBatch],
+        host: str,
+        port: int,
+    ) -> None:
+        self.address: tuple[str, int] = (host, port)
+        self._network = network
+        self._clock = clock
+        self._dispatch = dispatch
+        self._sessions = sessions
+        self._subscriptions = subscriptions
+        self._gate = gate
+        self._limits = limits
+        self._mailbox = mailbox
+        self._store_mailbox = store_mailbox
+        self._channels: dict[Link, Channel] = {}
+        self._late = trio.Event()
+        self._to_carry = trio.Event()
+
+    @property
+    def connections(self) -> int:
+        return len(self._channels)
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Serve until cancelled; then finish the writes under way, at most a second long, tell every client, and close."""
+        poller = await self._network.open_poller(*self.address)
+        self.address = poller.address
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._poll, poller)
+                nursery.start_soon(self._read_mail)
+                nursery.start_soon(self._carry_writes)
+                nursery.start_soon(self._push_late)
+                nursery.start_soon(self._sweep)
+                task_status.started()
+        finally:
+            poller.stop_listening()
+            with trio.move_on_after(STOP_SECONDS, shield=True):
+                await self._finish_writes()
+            self._say_farewell()
+            poller.close()
+
+    # --- the poller ---------------------------------------------------------------------------------------------------------
+
+    async def _poll(self, poller: Poller) -> None:
+        while True:
+            await poller.wait()
+            self._begin_turn()
+            accepted = poller.accept(ACCEPT_MAX)
+            self._gate.saturated = len(accepted) == ACCEPT_MAX
+            for connection in accepted:
+                self._open(connection)
+            budget = TURN_BYTES_MAX
+            for connection in poller.ready(READY_MAX):
+                channel = connection.owner
+                if isinstance(channel, Channel):
+                    budget -= self._serve(channel)
+                if budget <= 0:  # C2; the rest is still ready in the next turn
+                    break
+            self._end_turn()
+
+    def _begin_turn(self) -> None:
+        self._dispatch.now_us = round(trio.current_time() * 1e6)
+        self._dispatch.wall_ms = round(self._clock.wall() * 1000)
+
+    def _open(self, connection: Connection) -> None:
+        if len(self._channels) >= self._limits.connections_max:
+            text = f"this node has {len(self._channels)} connections, its limit (connections_max)"
+            connection.send(encode(Refused("overloaded", text, 1000)))
+            connection.close()
+            return
+        link = Link(connection.peer, connection.local_host, self._sessions.now_us)
+        channel = Channel(link, connection, FrameReader(FRAME_BYTES_MAX_TO_NODE))
+        connection.owner = channel
+        self._channels[link] = channel
+        victim = self._gate.admit(link)
+        if victim is not None:
+            self._serve(self._channels[victim])  # its Hello may have arrived just now
+            if not victim.greeted:
+                self._dispatch.refuse_link(victim, "overloaded", "too many connections have not said Hello; this was the oldest")
+
+    def _serve(self, channel: Channel) -> int:
+        """Send what is owed, then read and handle what has arrived. Returns the bytes read."""
+        link = channel.link
+        if link.unsent or channel.waiting:
+            self._send(channel)
+            self._handle_waiting(channel)
+            if link.unsent and self._is_stuffed(link):
+                return 0
+        data = channel.connection.recv()
+        if data is None:
+            return 0
+        if not data:
+            self._drop(channel)
+            return 0
+        channel.waiting.extend(channel.reader.feed(data))
+        self._note_partial(channel)
+        self._handle_waiting(channel)
+        if channel.reader.error is not None and not channel.waiting:
+            self._dispatch.refuse_link(link, "protocol", str(channel.reader.error))
+        return len(data)
+
+    def _note_partial(self, channel: Channel) -> None:
+        link = channel.link
+        if not channel.reader.pending_bytes:
+            link.partial_since_us = None
+        elif channel.waiting or link.partial_since_us is None:
+            link.partial_since_us = self._sessions.now_us
+
+    def _handle_waiting(self, channel: Channel) -> None:
+        link, waiting = channel.link, channel.waiting
+        while waiting and not self._is_stuffed(link):
+            for _ in range(min(FRAMES_BETWEEN_SENDS, len(waiting))):
+                self._dispatch.receive(link, waiting.popleft())
+            self._send(channel)
+
+    def _is_stuffed(self, link: Link) -> bool:
+        return len(link.unsent) > self._limits.unsent_bytes_max
+
+    def _send(self, channel: Channel) -> None:
+        """Give the socket everything the link is owed; what it does not take waits in `unsent` (C1)."""
+        link = channel.link
+        if not link.out and not link.unsent:
+            return
+        data = b"".join((link.unsent, *link.out)) if link.unsent or len(link.out) > 1 else link.out[0]
+        link.out.clear()
+        sent = channel.connection.send(data)
+        if sent < 0:
+            link.unsent = b""
+            self._drop(channel)
+            return
+        full = sent < len(data)
+        link.unsent = data[sent:] if full else b""
+        if not full:
+            link.stalled_since_us = None
+            if link.late:
+                self._late.set()
+        elif sent or link.stalled_since_us is None:
+            link.stalled_since_us = self._sessions.now_us
+        if full or channel.writable_wanted:
+            channel.writable_wanted = full
+            if full:
+                channel.connection.want_write(True)
+            channel.connection.want_read(not self._is_stuffed(link))
+            if not full:
+                channel.connection.want_write(False)
+
+    def _drop(self, channel: Channel) -> None:
+        """Close a connection and forget it; its session lives on."""
+        if self._channels.pop(channel.link, None) is not None:
+            self._dispatch.closed(channel.link)
+            channel.waiting.clear()
+            channel.connection.close()
+
+    def _close_refused(self) -> None:
+        while self._dispatch.to_close:
+            for link in list(self._dispatch.to_close):
+                del self._dispatch.to_close[link]
+                channel = self._channels.get(link)
+                if channel is not None:
+                    _log.info("closing the connection of %s (%s): %s", link.who or "a stranger", link.peer, link.closing)
+                    self._send(channel)
+                    self._drop(channel)
+
+    def _end_turn(self) -> None:
+        self._close_refused()
+        if self._dispatch.writes:
+            self._to_carry.set()
+
+    async def _carry_writes(self) -> None:
+        """Hand the writes of each turn to the store. A task of its own, so that nobody who reads mail ever waits for the store."""
+        while True:
+            await self._to_carry.wait()
+            self._to_carry = trio.Event()
+            await self._hand_over_writes()
+
+    async def _hand_over_writes(self) -> None:
+        writes = self._dispatch.writes
+        while writes:
+            batch = writes[:WRITES_PER_BATCH]
+            await self._store_mailbox.put(WriteBatch(batch))  # cancelled: they were not put, and are still the first in line
+            del writes[: len(batch)]
+
+    # --- the mail -----------------------------------------------------------------------------------------------------------
+
+    async def _read_mail(self) -> None:
+        while True:
+            await self._take_mail(await self._mailbox.get())
+
+    async def _take_mail(self, message: SessionsMail) -> None:
+        self._begin_turn()
+        match message:
+            case Committed(results):
+                await self._publish(results)
+            case Loaded():
+                self._send_all(self._dispatch.release_parked())
+            case LastRead(silent):
+                self._read_last(silent)
+        self._end_turn()
+
+    async def _publish(self, results: list[tuple[Write, Any]]) -> None:
+        links, changed = self._dispatch.finish(results)
+        for ready in self._subscriptions.publish(changed, self._dispatch.now_us):
+            links.update(dict.fromkeys(ready))
+            self._send_all(links)
+            links = {}
+            await trio.lowlevel.checkpoint()
+        self._send_all(links)
+        if self._subscriptions.late:
+            self._late.set()
+
+    def _send_all(self, links: Iterable[Link]) -> None:
+        for link in links:
+            channel = self._channels.get(link)
+            if channel is not None:
+                self._send(channel)
+
+    def _read_last(self, silent: Sequence[Silent]) -> None:
+        for session, _, _ in silent:
+            link = session.connection
+            channel = self._channels.get(link) if isinstance(link, Link) else None
+            if channel is not None:
+                self._serve(channel)
+        for op in self._sessions.expiries(silent):
+            self._dispatch.writes.append(Write(op))
+
+    # --- timers -------------------------------------------------------------------------------------------------------------
+
+    async def _push_late(self) -> None:
+        """Merged pushes: to those whose 20 ms were not over, and to those whose socket was full."""
+        while True:
+            await self._late.wait()
+            await trio.sleep(self._limits.push_interval_seconds)
+            self._begin_turn()
+            self._late = trio.Event()
+            self._send_all(self._subscriptions.push_late(self._dispatch.now_us))
+            if any(not link.unsent for link in self._subscriptions.late):
+                self._late.set()
+
+    async def _sweep(self) -> None:
+        """Close connections that have used up the patience of the node."""
+        while True:
+            await trio.sleep(SWEEP_SECONDS)
+            now_us = self._sessions.now_us
+            for link in list(self._channels):
+                reason = overdue(link, now_us, self._limits)
+                if reason is not None:
+                    self._dispatch.refuse_link(link, "timeout", reason)
+            self._close_refused()
+
+    # --- the end ------------------------------------------------------------------------------------------------------------
+
+    async def _finish_writes(self) -> None:
+        try:
+            await self._hand_over_writes()
+            while self._dispatch.writes_pending:
+                await self._take_mail(await self._mailbox.get())
+        except Stopped:
+            _log.warning("%d writes were not answered before the node stopped", self._dispatch.writes_pending)
+
+    def _say_farewell(self) -> None:
+        for link in list(self._channels):
+            self._dispatch.refuse_link(link, "stopping", "this node is stopping")
+        self._close_refused()

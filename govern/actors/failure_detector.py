@@ -1,0 +1,78 @@
+"""The failure detector: turns the lived clock, and names the sessions that have been silent for too long.
+
+It removes nothing. A silent session is read once more, then its expiry is proposed to the store, and the log decides (E4).
+
+E1  The lived clock moves here and nowhere else, every 100 ms, by at most 250 ms.
+E3  Nobody is named while the node is loading, in the first four seconds after that (clients may still be in their reconnect
+    backoff), in the two seconds after a stall of the node, or while connections wait to be accepted.
+E5  When the node has loaded, every session starts with full grace.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from ..core.links import Gate
+from ..core.lived import TICK_US, LivedClock
+from ..core.sessions import Sessions
+from ..core.shard import Shard
+from .mail import LastRead, SessionsMail
+from .runtime import Mailbox, MailboxFull
+
+READY_HOLD_US: Final = 4_000_000
+STALL_HOLD_US: Final = 2_000_000
+NAMED_PER_TICK_MAX: Final = 256
+
+_log = logging.getLogger(__name__)
+
+
+class FailureDetector:
+    """The actor that owns the deadlines of sessions."""
+
+    def __init__(self, *, shard: Shard, sessions: Sessions, gate: Gate, sessions_mailbox: Mailbox[SessionsMail]) -> None:
+        self.loop_lag_ms = 0.0  # how late the latest tick came
+        self.lived: LivedClock | None = None
+        self._shard = shard
+        self._sessions = sessions
+        self._gate = gate
+        self._sessions_mailbox = sessions_mailbox
+        self._hold_until_us = 0
+        self._ready = False
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Tick until cancelled."""
+        due_us = round(trio.current_time() * 1e6)
+        self.lived = LivedClock(due_us)
+        task_status.started()
+        while True:
+            due_us += TICK_US
+            await trio.sleep_until(due_us / 1e6)
+            now_us = round(trio.current_time() * 1e6)
+            self.loop_lag_ms = max(0, now_us - due_us) / 1000
+            self._tick(self.lived, now_us)
+            due_us = max(due_us, now_us - TICK_US)  # after a stall, no burst of ticks that would add nothing
+
+    def _tick(self, lived: LivedClock, now_us: int) -> None:
+        stalled = lived.tick(now_us)
+        sessions = self._sessions
+        sessions.now_us = lived.now_us
+        if stalled:
+            _log.warning("this node was stalled for more than a second: nothing expires for the next two")
+            self._hold_until_us = max(self._hold_until_us, lived.now_us + STALL_HOLD_US)
+        if not self._shard.loaded:
+            return
+        if not self._ready:
+            self._ready = True
+            sessions.grant_grace()  # E5
+            self._hold_until_us = lived.now_us + READY_HOLD_US
+        if lived.now_us < self._hold_until_us or self._gate.saturated:  # E3
+            return
+        silent = sessions.due(NAMED_PER_TICK_MAX)
+        if silent:
+            try:
+                self._sessions_mailbox.post(LastRead(silent))
+            except MailboxFull:
+                _log.warning("the sessions are too busy for a last read: %d silent sessions wait another second", len(silent))

@@ -1,0 +1,174 @@
+"""Configuration: every key, once.
+
+A key has one name everywhere: in the TOML file, as `--flag-with-dashes`, as `GOVERN_UPPER_CASE` variable and as keyword of `open_node`.
+Later sources win: defaults, file, environment, flags or keywords. Everything is checked here, and an error is one line that names the
+key, where it came from and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from .core.limits import Limits
+from .errors import ConfigError, Invalid
+from .model import split_address
+
+ENVIRONMENT_PREFIX: Final = "GOVERN_"
+CLIENT_VARIABLES: Final = ("GOVERN_CONNECT", "GOVERN_CONFIG")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+MIB: Final = 1024 * 1024
+LISTEN_STANDALONE: Final = "127.0.0.1:7400"
+DATA_DIR_STANDALONE: Final = "./govern-data"
+
+
+def _key(default: Any, *, doc: str, low: float | None = None, high: float | None = None) -> Any:
+    return attrs.field(default=default, metadata={"doc": doc, "low": low, "high": high})
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """What a node can be told. Sizes are bytes, times are seconds."""
+
+    node_id: int = _key(1, low=1, high=65535, doc="The number of this node, unique in its cluster and never given to another one.")
+    listen: str = _key(
+        "127.0.0.1:0",
+        doc="HOST:PORT for clients; port 0 takes any free one. Standalone default 127.0.0.1:7400. Beyond loopback `insecure` is needed.",
+    )
+    data_dir: str = _key(
+        "",
+        doc="The data directory. Empty: everything is kept in memory and is gone with the process. Standalone default ./govern-data.",
+    )
+    insecure: bool = _key(
+        False,
+        doc="Allow clients from other machines without encryption and without authentication: anybody who reaches the port can register.",
+    )
+    log_level: str = _key("info", doc=f"How much is written to stderr: {', '.join(LOG_LEVELS)}.")
+    connections_max: int = _key(20_000, low=1, high=1_000_000, doc="Client connections; each costs about 3 KiB and one file descriptor.")
+    sessions_max: int = _key(100_000, low=1, high=10_000_000, doc="Client sessions, connected or not; each costs about 1 KiB.")
+    instances_max: int = _key(2_000_000, low=1, high=100_000_000, doc="Registered instances; each costs about 700 bytes of memory.")
+    instances_per_service_max: int = _key(10_000, low=1, high=1_000_000, doc="Instances of one service; a view of all is sent to each subscriber.")
+    instances_per_session_max: int = _key(10_000, low=1, high=1_000_000, doc="Instances that one client may register.")
+    writes_pending_max: int = _key(10_000, low=1, high=1_000_000, doc="Writes waiting for the disk; more are refused as `overloaded`.")
+    history_ops_max: int = _key(
+        65_536, low=1, high=100_000_000, doc="Recent changes kept for subscribers that come back; each costs about 200 bytes."
+    )
+    segment_bytes: int = _key(16 * MIB, low=64 * 1024, high=1024 * MIB, doc="Size of a log segment; one spare segment is always kept ready.")
+    snapshot_bytes: int = _key(
+        64 * MIB, low=64 * 1024, high=64 * 1024 * MIB, doc="A snapshot is written after this much log; raising it makes restarts slower."
+    )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """`listen` as host and port."""
+        return split_address(self.listen)
+
+    @property
+    def limits(self) -> Limits:
+        """The keys that are bounds of the cores."""
+        names = {field.name for field in attrs.fields(Limits)}
+        return Limits(**{name: value for name, value in attrs.asdict(self).items() if name in names})
+
+
+_FIELDS: Final = {field.name: field for field in attrs.fields(Config)}
+
+
+def key_names() -> tuple[str, ...]:
+    """All keys, in the order in which they are documented."""
+    return tuple(_FIELDS)
+
+
+def key_doc(name: str) -> str:
+    """What a key means."""
+    return str(_FIELDS[name].metadata["doc"])
+
+
+def key_is_flag(name: str) -> bool:
+    """Whether a key is true or false."""
+    return _FIELDS[name].default is False or _FIELDS[name].default is True
+
+
+def build_config(*sources: tuple[str, Mapping[str, object]]) -> Config:
+    """A checked `Config` from `(where, values)` sources, later ones winning; raises `ConfigError`."""
+    values: dict[str, Any] = {}
+    for where, source in sources:
+        for name, value in source.items():
+            if name not in _FIELDS:
+                raise ConfigError(f"{where}: unknown key {name!r}{suggestion(name, key_names())}")
+            values[name] = _checked(where, name, value)
+    config = Config(**values)
+    try:
+        host, _ = config.address
+    except Invalid as error:
+        raise ConfigError(f"listen: {error}") from None
+    if not config.insecure and not _is_loopback(host):
+        raise ConfigError(
+            f"listen = {config.listen!r} is reachable from other machines, and there is neither TLS nor authentication yet:"
+            " use 127.0.0.1, or set insecure = true (--insecure) if everybody who can reach it may register"
+        )
+    return config
+
+
+def _checked(where: str, name: str, value: object) -> object:
+    """One value as the type of its key; text from flags and variables is converted."""
+    field = _FIELDS[name]
+    kind = type(field.default)
+    if isinstance(value, str) and kind is bool and value.lower() in ("true", "false", "1", "0", "yes", "no"):
+        value = value.lower() in ("true", "1", "yes")
+    elif isinstance(value, str) and kind is int and value.strip().lstrip("-").isdecimal():
+        value = int(value)
+    if type(value) is not kind:
+        wanted = {bool: "true or false", int: "a whole number", str: "text"}[kind]
+        raise ConfigError(f"{where}: {name} = {value!r} is not usable: give {wanted}")
+    low, high = field.metadata["low"], field.metadata["high"]
+    if low is not None and not low <= value <= high:  # type: ignore[operator]
+        raise ConfigError(f"{where}: {name} = {value} is out of range: give a number from {low} to {high}")
+    if name == "log_level" and value not in LOG_LEVELS:
+        raise ConfigError(f"{where}: log_level = {value!r} is not usable: give one of {', '.join(LOG_LEVELS)}")
+    return value
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """`; did you mean …?`, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(known)}" if len(known) < 8 else ""
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_toml(path: str) -> tuple[str, dict[str, object]]:
+    """A TOML file as a source for `build_config`; raises `ConfigError`."""
+    try:
+        return path, tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from None
+
+
+def from_variables(variables: Mapping[str, str]) -> tuple[tuple[str, dict[str, object]], list[str]]:
+    """`GOVERN_*` variables as a source, and a warning for each that means nothing (container platforms inject such names)."""
+    values: dict[str, object] = {}
+    warnings: list[str] = []
+    for variable in sorted(variables):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in CLIENT_VARIABLES:
+            continue
+        name = variable[len(ENVIRONMENT_PREFIX) :].lower()
+        if name in _FIELDS:
+            values[name] = variables[variable]
+        else:
+            warnings.append(f"the variable {variable} is not a configuration key and is ignored")
+    return ("environment", values), warnings
