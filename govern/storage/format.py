@@ -80,6 +80,10 @@ class Identity(NamedTuple):
     disk_id: bytes
     boot_no: int
 
+    def next_boot(self) -> Identity:
+        """The identity of the start after this one."""
+        return self._replace(boot_no=self.boot_no + 1)
+
 
 # --- identity ---------------------------------------------------------------------------------------------------------------
 

@@ -135,7 +135,7 @@ class Log:
         self._seed = batch_seed(self._identity, current)
         for number in [number for number in self._segments if number > current]:
             file = await self._storage.open(segment_name(number))
-            if file.size == self._segment_bytes and not (self._spares and self._spares[-1][0] != number - 1):
+            if file.size == self._segment_bytes and number == current + 1 + len(self._spares):
                 self._spares.append((number, file))
             else:  # made under another setting: a spare must hold the largest batch
                 await file.close()
