@@ -405,12 +405,13 @@ async def test_a_failed_first_start_comes_out_and_stops_the_rest(autojump_clock:
     stage = Stage()
 
     async def bind(*, task_status: trio.TaskStatus[None]) -> None:
+        stage.log.append("binds")
         await fail(OSError("port in use"))
 
     tree = supervisor(stage.actor("a"), child("listener", bind), stage.actor("c"))
     with pytest.raises(OSError, match="port in use"):
         await tree.run()
-    assert stage.log == ["a starts", "a up", "a ends"]
+    assert stage.log == ["a starts", "a up", "binds", "a ends"]
 
 
 async def test_the_first_error_wins_and_the_others_are_logged(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
