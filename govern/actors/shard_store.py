@@ -78,7 +78,7 @@ class ShardStore:
 
     async def _load(self) -> None:
         if self._directory is not None:
-            report = await self._directory.load(self._load_block, self._load_records)
+            report = await self._directory.load(self._load_blocks, self._load_records)
             for note in report.notes:
                 _log.warning("%s", note)
             _log.info(
@@ -92,8 +92,9 @@ class ShardStore:
         self.loaded.set()
         await self._tell(Loaded())
 
-    def _load_block(self, block: StoredBlock) -> None:
-        self._shard.load_block(Block(block.slot, Lsn(block.term, block.seq), block.state))
+    def _load_blocks(self, blocks: Sequence[StoredBlock]) -> None:
+        for block in blocks:
+            self._shard.load_block(Block(block.slot, Lsn(block.term, block.seq), block.state))
 
     def _load_records(self, records: Sequence[Record]) -> None:
         for slot, term, seq, kind, payload in records:
