@@ -38,6 +38,7 @@ _namespace_matches = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 _host_matches = re.compile(r"[A-Za-z0-9._:%-]{1,255}").fullmatch
 _text_matches = re.compile(r"[A-Za-z0-9._:/@+ -]{0,64}").fullmatch
 
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _packb: Callable[[object], bytes] = msgpack.packb
 
 
@@ -131,6 +132,20 @@ class Instance:
         }
 
 
+@attrs.frozen
+class ServiceInfo:
+    """One line of the list of services: where it lives and how many instances it has."""
+
+    namespace: str
+    name: str
+    slot: int
+    instances: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields in their documented JSON shape."""
+        return {"namespace": self.namespace, "name": self.name, "slot": self.slot, "instances": self.instances}
+
+
 @attrs.frozen(kw_only=True)
 class Change:
     """One step of a live view, already applied when it is seen: what was added and updated, and the ids that went."""
@@ -150,7 +165,10 @@ class Change:
 
 
 def _refuse(what: str, value: object, rule: str) -> Invalid:
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except ValueError:  # Python refuses to print numbers of thousands of digits
+        shown = f"that is a {type(value).__name__}"
     return Invalid(f"{what} {shown if len(shown) <= 80 else shown[:77] + '...'} is not valid: use {rule}")
 
 
@@ -230,6 +248,12 @@ def _check_status(value: object) -> int:
     return value
 
 
+def _status_to_wire(value: object) -> int:
+    if not isinstance(value, str) or value not in _STATUS_TO_WIRE or value == Status.SUSPECT:
+        raise _refuse("status", value, "up, draining or down")
+    return _STATUS_TO_WIRE[Status(value)]
+
+
 def _check_ttl_ms(value: object) -> int:
     if type(value) is not int or not TTL_SECONDS_MIN * 1000 <= value <= TTL_SECONDS_MAX * 1000:
         raise _refuse("ttl", value, "milliseconds from 1000 to 3600000")
@@ -248,17 +272,17 @@ CLIENT_PART_FIELDS: Final = 11
 
 
 def client_fields(instance: Instance) -> list[Any]:
-    """What a client sends of an instance, in the order of the client part."""
+    """What a client sends of an instance, in the order of the client part; raises `Invalid` for values that have no form on the wire."""
     return [
         instance.id,
         instance.host,
         instance.port,
         instance.protocol,
-        float(instance.weight) if type(instance.weight) is int else instance.weight,
+        check_weight(instance.weight),
         instance.zone,
         instance.version,
         dict(instance.metadata) if isinstance(instance.metadata, Mapping) else instance.metadata,
-        _STATUS_TO_WIRE.get(instance.status, -1),
+        _status_to_wire(instance.status),
         instance.ephemeral,
         round(check_ttl(instance.ttl) * 1000),
     ]
@@ -324,8 +348,11 @@ def instance_from_public(public: list[Any]) -> Instance:
 
 
 def format_time_ms(milliseconds: int) -> str:
-    """Milliseconds since the epoch as ISO 8601 in UTC, for people."""
-    moment = datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC)
+    """Milliseconds since the epoch as ISO 8601 in UTC, for people; raises `ValueError` beyond the year 9999."""
+    try:
+        moment = _EPOCH + datetime.timedelta(milliseconds=milliseconds)  # whole numbers: a float would lose milliseconds one day
+    except OverflowError:
+        raise ValueError(f"{milliseconds} ms since 1970 is no time of the calendar") from None
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -336,10 +363,11 @@ def join_address(host: str, port: int) -> str:
 
 def split_address(text: str, *, port_default: int | None = None) -> tuple[str, int]:
     """`host:port` or `[v6]:port` into its two parts; raises `Invalid` with a hint. Port 0 is allowed: it means any free one."""
-    host, separator, port_text = text.strip().rpartition(":")
-    if not separator or (":" in host and not host.startswith("[")):
-        host, port_text = text.strip(), "" if port_default is None else str(port_default)
+    text = text.strip()
+    host, separator, port_text = text.rpartition(":")
+    if not separator or text.endswith("]") or (":" in host and not host.startswith("[")):
+        host, port_text = text, "" if port_default is None else str(port_default)
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not host or not port_text.isascii() or not port_text.isdigit() or int(port_text) > 65535:
+    if not host or not port_text.isascii() or not port_text.isdigit() or len(port_text) > 5 or int(port_text) > 65535:
         raise _refuse("address", text, "HOST:PORT, for example 127.0.0.1:7400 or [::1]:7400")
     return check_host(host), int(port_text)
