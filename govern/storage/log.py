@@ -145,7 +145,7 @@ class Log:
         if current in self._segments:
             self._file = await self._storage.open(segment_name(current))
         else:
-            self._file = await self._make_segment(current)
+            self._file = await make_segment(self._storage, self._identity, current, self._segment_bytes)
             self._segments.insert(0, current)
 
     # --- appending ----------------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ class Log:
             try:
                 while len(self._spares) < wanted:
                     number = self._segments[-1] + 1
-                    self._spares.append((number, await self._make_segment(number)))
+                    self._spares.append((number, await make_segment(self._storage, self._identity, number, self._segment_bytes)))
                     self._segments.append(number)
             except NoSpace:
                 self.full = True
@@ -250,18 +250,6 @@ class Log:
             except StorageError as error:
                 raise self._poison(error) from error
             self.full = False
-
-    async def _make_segment(self, number: int) -> File:
-        """A new segment, ready for batches (L4). When it fails or is cancelled no file is open, and the next attempt replaces it."""
-        name = segment_name(number)
-        file = await self._storage.create(name, self._segment_bytes)
-        try:
-            await file.write_durable(0, encode_segment_header(self._identity, number))
-            await self._storage.sync_directory()
-        except BaseException:
-            await file.close()
-            raise
-        return file
 
     async def remove_before(self, segment_no: int) -> None:
         """Delete the segments below `segment_no`, but never the one in use. Raises `StorageFailed`."""
@@ -302,3 +290,15 @@ class Log:
             segments=len(self._segments),
             full=self.full,
         )
+
+
+async def make_segment(storage: Storage, identity: Identity, number: int, segment_bytes: int) -> File:
+    """A new segment, ready for batches (L4). When it fails or is cancelled no file is open, and the next attempt replaces it."""
+    file = await storage.create(segment_name(number), segment_bytes)
+    try:
+        await file.write_durable(0, encode_segment_header(identity, number))
+        await storage.sync_directory()
+    except BaseException:
+        await file.close()
+        raise
+    return file
