@@ -20,6 +20,7 @@ Known limits: an address is bound by one listener per port, and the kernel's own
 from __future__ import annotations
 
 import errno
+import operator
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
@@ -90,7 +91,7 @@ class SimStream(trio.abc.HalfCloseableStream):
             self._end.finish()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving on this stream")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .run import Deadlock, HorizonPassed, Outcome, SimulationFailed, simulate
+from .run import Deadlock, HorizonPassed, Livelock, Outcome, SimulationFailed, simulate
 
-__all__ = ["Deadlock", "HorizonPassed", "Outcome", "SimulationFailed", "simulate"]
+__all__ = ["Deadlock", "HorizonPassed", "Livelock", "Outcome", "SimulationFailed", "simulate"]

@@ -7,7 +7,8 @@ a test says so plainly when a new trio no longer has them.
 R1  The same seed and the same scenario give the same steps, in this process and in any other, whatever PYTHONHASHSEED is; provided that
     the scenario takes everything else that can differ from its environment, and uses neither threads nor sockets.
 R2  A run ends. All tasks waiting for each other without any deadline is a `Deadlock`, found at once; a scenario that lives on but
-    never finishes meets its horizon, in virtual seconds (`HorizonPassed`).
+    never finishes meets its horizon, in virtual seconds (`HorizonPassed`); tasks that keep each other busy while no virtual time passes are
+    a `Livelock`.
 R3  What a scenario raises comes out as it was raised, out of exception groups when it is alone in them, with the seed in a note.
 
 The trace is a running hash over every step of every task: its number, its name and the virtual time. Two runs are the same when their
@@ -33,6 +34,7 @@ from trio.testing import MockClock
 T = TypeVar("T")
 
 _IDLE_PASSES_MAX: Final = 1000
+_STEPS_PER_MOMENT_MAX: Final = 1_000_000
 _STEPS_KEPT: Final = 20
 _address_in_name = re.compile(r"0x[0-9a-f]+")
 
@@ -45,8 +47,19 @@ class Deadlock(SimulationFailed):
     """All tasks wait, and no deadline will ever wake one of them."""
 
 
+class Livelock(SimulationFailed):
+    """Tasks run and run while the virtual time stands still."""
+
+
 class HorizonPassed(SimulationFailed):
     """The scenario had not finished at its horizon."""
+
+
+_REASONS: Final[dict[type[SimulationFailed], str]] = {
+    Deadlock: "every task waits and nothing will wake one",
+    Livelock: "tasks run and run while the virtual time stands still",
+    HorizonPassed: "the scenario was not finished at its horizon",
+}
 
 
 @attrs.frozen(kw_only=True)
@@ -100,11 +113,19 @@ class _Watch(trio.abc.Instrument):
         self._scope = scope
         self._horizon = horizon
         self._idle_passes = 0
+        self._steps_now = 0
+        self._now = 0.0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._idle_passes = 0
-        if self.found is None and trio.current_time() > self._horizon:
-            self._stop(HorizonPassed)
+        now = trio.current_time()
+        if now != self._now:
+            self._now, self._steps_now = now, 0
+            if self.found is None and now > self._horizon:
+                self._stop(HorizonPassed)
+        self._steps_now += 1
+        if self.found is None and self._steps_now > _STEPS_PER_MOMENT_MAX:
+            self._stop(Livelock)
 
     def before_io_wait(self, timeout: float) -> None:
         self._idle_passes += 1
@@ -124,8 +145,8 @@ def simulate(
 ) -> Outcome[T]:
     """Run `await scenario(seed, *args)` under a virtual clock that starts at 0 and jumps over idle time.
 
-    Everything is decided by `seed` (R1). `horizon` is in virtual seconds. Raises what the scenario raises (R3), `Deadlock` or
-    `HorizonPassed` (R2). Not to be called from inside a running trio loop.
+    Everything is decided by `seed` (R1). `horizon` is in virtual seconds. Raises what the scenario raises (R3), or `Deadlock`,
+    `Livelock` or `HorizonPassed` (R2). Not to be called from inside a running trio loop.
     """
     scope = trio.CancelScope()
     trace, watch = _Trace(), _Watch(scope, horizon)
@@ -164,8 +185,7 @@ def _explain(failure: BaseException | None, found: type[SimulationFailed] | None
         failed = _alone(failure)
         failed.add_note(f"in a simulation: {story}")
     else:
-        reason = "every task waits and nothing will wake one" if found is Deadlock else "the scenario was not finished at its horizon"
-        failed = found(f"{reason} ({story})")
+        failed = found(f"{_REASONS[found]} ({story})")
         failed.__cause__ = failure
     steps = "\n".join(f"  {seconds:.6f} {label}" for seconds, label in trace.last)
     failed.add_note(f"{trace.steps} steps, trace {trace.digest}; the last ones:\n{steps}")
