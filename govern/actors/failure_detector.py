@@ -25,6 +25,7 @@ from .runtime import Mailbox, MailboxFull
 READY_HOLD_US: Final = 4_000_000
 STALL_HOLD_US: Final = 2_000_000
 NAMED_PER_TICK_MAX: Final = 256
+LAG_DECAY: Final = 0.9  # per tick: a tenth is left after two seconds
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class FailureDetector:
     """The actor that owns the deadlines of sessions."""
 
     def __init__(self, *, shard: Shard, sessions: Sessions, gate: Gate, sessions_mailbox: Mailbox[SessionsMail]) -> None:
-        self.loop_lag_ms = 0.0  # how late the latest tick came
+        self.loop_lag_ms = 0.0  # how late ticks come: the worst of late, fading within a few seconds
         self.lived: LivedClock | None = None
         self._shard = shard
         self._sessions = sessions
@@ -51,7 +52,7 @@ class FailureDetector:
             due_us += TICK_US
             await trio.sleep_until(due_us / 1e6)
             now_us = round(trio.current_time() * 1e6)
-            self.loop_lag_ms = max(0, now_us - due_us) / 1000
+            self.loop_lag_ms = max((now_us - due_us) / 1000, self.loop_lag_ms * LAG_DECAY)
             self._tick(self.lived, now_us)
             due_us = max(due_us, now_us - TICK_US)  # after a stall, no burst of ticks that would add nothing
 

@@ -9,7 +9,7 @@ microseconds of heap work per session and ttl instead).
 
 S1  `count` and `digest` are those of the session's committed ephemeral instances.
 S2  A session takes part in `due` for every distinct ttl it holds, and for `SILENCE_MS_DEFAULT`.
-S3  The connection with the highest attempt owns the session.
+S3  The connection with the highest attempt owns the session; a lower one never takes it over, however late it comes.
 S4  A session is forgotten only when it has neither a connection nor a lease.
 
 Nothing here removes an instance: `due` names silent sessions, the failure detector proposes, the log decides (rule E4).
@@ -95,12 +95,12 @@ class Sessions:
 
     def attach(self, session_id: bytes, attempt: int, connection: object) -> tuple[Session, object | None, bool] | None:
         """Give a session to a new connection: `(session, the connection that lost it, whether the session was known)`, or None
-        when a newer attempt holds it (S3)."""
+        when a newer attempt has it, or this very one is connected already (S3)."""
         session = self._sessions.get(session_id)
         known = session is not None
         if session is None:
             session = self._add(session_id)
-        if session.connection is not None and attempt <= session.attempt:
+        if attempt < session.attempt or (attempt == session.attempt and session.connection is not None):
             return None
         former, session.connection, session.attempt = session.connection, connection, attempt
         session.stamp_us = self.now_us

@@ -5,7 +5,7 @@ are given up are renamed to, or copied to, names that end in `.damaged`.
 
 V1  The order of the steps makes every interruption harmless: first the damaged segment is copied, then later segments are renamed from the
     last one down, and only then the damaged part is overwritten with zeros. Stopped anywhere, a second salvage goes on.
-V2  When the log has no beginning any more (every snapshot is lost, or the segment at which the snapshot begins), a new snapshot gives it one.
+V2  When the log has no beginning any more (every snapshot is lost, or the segment at which one begins), a new snapshot gives it one.
 V3  Afterwards the directory opens.
 """
 
