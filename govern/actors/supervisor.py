@@ -14,7 +14,8 @@ V1  A child runs only while all children to its left have been started, and unde
 V2  When the supervisor is cancelled or fails, a child is cancelled only after every child to its right is gone or overstayed its grace.
 V3  More than `restarts_max` restarts within `period_seconds` end the supervisor: its parent decides.
 V4  An AssertionError is never followed by a restart: our own state is wrong, and only a new start is clean.
-V5  The error that comes out of `run` is the first fatal one, as it was raised. Crashes that follow from it are logged.
+V5  The error that comes out of `run` is the first fatal one, as it was raised. Crashes that follow from it, or from the stopping, are
+    logged.
 V6  The mailboxes of a child are closed once it is gone for good, so that nobody waits for it.
 
 Known limit: trio cannot kill a task. A child that shields its cleanup without a deadline can keep the supervisor from returning; its
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 import trio
 
-from ..errors import GovernError
+from ..errors import GovernError, Stopped
 from .runtime import Mailbox
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ class Supervisor:
         self._lives = [_Life(child, index) for index, child in enumerate(children)]
         self._restart_times: deque[float] = deque()
         self._fatal: BaseException | None = None
+        self._stopping = False
         assert len({child.name for child in children}) == len(children), f"{name}: the names of children are unique"
         if self.supervision.strategy is Strategy.REST_FOR_ONE:
             vital = [child.restart is Restart.VITAL for child in children]
@@ -225,6 +227,9 @@ class Supervisor:
             return
         if self._fatal is not None:  # V5
             logger.error("%s: %s failed while the others were stopping", self.name, life.child.name, exc_info=error)
+            return
+        if self._stopping and isinstance(error, Stopped):  # it spoke to a child on its right that is gone already, just before its own turn
+            logger.info("%s: %s ended early: %s", self.name, life.child.name, error)
             return
         self._fatal = error
         logger.critical("%s: stops because of %s", self.name, life.child.name, exc_info=error)
@@ -318,6 +323,7 @@ class Supervisor:
 
     async def _stop_all(self) -> None:
         """Stop from right to left (V2)."""
+        self._stopping = True
         with trio.CancelScope(shield=True):  # bounded by the sum of the graces
             for life in reversed(self._lives):
                 if life.begun:

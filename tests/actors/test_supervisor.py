@@ -451,6 +451,36 @@ async def test_an_error_during_an_ordered_stop_comes_out(autojump_clock: MockClo
     assert stage.log[-1] == "a ends"
 
 
+async def test_speaking_to_a_sibling_that_is_gone_is_no_failure_of_the_stop(autojump_clock: MockClock) -> None:
+    """While the supervisor stops, a child may still post to one on its right whose mailbox is closed: that must not look like a crash."""
+    stage = Stage()
+    box: Mailbox[int] = Mailbox("right", capacity=1)
+
+    async def detector(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await trio.sleep(1)
+        box.post(1)
+
+    async def slow(*, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await hang_until_cancelled(task_status=task_status)
+        finally:
+            with trio.move_on_after(2, shield=True):
+                await trio.sleep_forever()
+
+    tree = supervisor(
+        stage.actor("a"),
+        child("detector", detector, Restart.VITAL),
+        child("slow", slow, grace_seconds=2),
+        stage.actor("right", mailboxes=[box]),
+    )
+    async with running(tree) as result:
+        result.scope.cancel()
+    assert result.error is None
+    assert stage.log[-1] == "a ends"
+    assert trio.current_time() == 2
+
+
 async def test_cancellation_during_a_backoff(autojump_clock: MockClock) -> None:
     """A child that waits for its restart is gone at once when the supervisor stops, and is not started again."""
     stage = Stage()
