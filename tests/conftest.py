@@ -1,0 +1,25 @@
+"""What all tests share: the `--rewrite` option, and hypothesis without luck.
+
+`pytest --rewrite` writes the kept data below `tests/data/` afresh instead of comparing with it. Use it when a format was changed on
+purpose, and read the difference before committing it: golden bytes that change break every older version on the wire or on the disk.
+
+Hypothesis draws the same examples in every run, and measures no time: a test that fails once fails always.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("govern", deadline=None, derandomize=True)
+settings.load_profile("govern")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite", action="store_true", help="write the golden data of tests/data afresh instead of comparing with it")
+
+
+@pytest.fixture
+def rewrite(request: pytest.FixtureRequest) -> bool:
+    """True when golden data is to be written, not compared."""
+    return bool(request.config.getoption("--rewrite"))
