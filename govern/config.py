@@ -53,13 +53,17 @@ class Config:
     connections_max: int = _key(20_000, low=1, high=1_000_000, doc="Client connections; each costs about 3 KiB and one file descriptor.")
     sessions_max: int = _key(100_000, low=1, high=10_000_000, doc="Client sessions, connected or not; each costs about 1 KiB.")
     instances_max: int = _key(2_000_000, low=1, high=100_000_000, doc="Registered instances; each costs about 700 bytes of memory.")
-    instances_per_service_max: int = _key(10_000, low=1, high=1_000_000, doc="Instances of one service; a view of all is sent to each subscriber.")
+    instances_per_service_max: int = _key(
+        10_000, low=1, high=1_000_000, doc="Instances of one service; a view of all is sent to each subscriber."
+    )
     instances_per_session_max: int = _key(10_000, low=1, high=1_000_000, doc="Instances that one client may register.")
     writes_pending_max: int = _key(10_000, low=1, high=1_000_000, doc="Writes waiting for the disk; more are refused as `overloaded`.")
     history_ops_max: int = _key(
         65_536, low=1, high=100_000_000, doc="Recent changes kept for subscribers that come back; each costs about 200 bytes."
     )
-    segment_bytes: int = _key(16 * MIB, low=64 * 1024, high=1024 * MIB, doc="Size of a log segment; one spare segment is always kept ready.")
+    segment_bytes: int = _key(
+        16 * MIB, low=64 * 1024, high=1024 * MIB, doc="Size of a log segment; one spare segment is always kept ready."
+    )
     snapshot_bytes: int = _key(
         64 * MIB, low=64 * 1024, high=64 * 1024 * MIB, doc="A snapshot is written after this much log; raising it makes restarts slower."
     )
@@ -127,7 +131,7 @@ def _checked(where: str, name: str, value: object) -> object:
         wanted = {bool: "true or false", int: "a whole number", str: "text"}[kind]
         raise ConfigError(f"{where}: {name} = {value!r} is not usable: give {wanted}")
     low, high = field.metadata["low"], field.metadata["high"]
-    if low is not None and not low <= value <= high:  # type: ignore[operator]
+    if low is not None and not low <= value <= high:
         raise ConfigError(f"{where}: {name} = {value} is out of range: give a number from {low} to {high}")
     if name == "log_level" and value not in LOG_LEVELS:
         raise ConfigError(f"{where}: log_level = {value!r} is not usable: give one of {', '.join(LOG_LEVELS)}")

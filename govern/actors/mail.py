@@ -1,8 +1,8 @@
 """What the actors of a node say to each other.
 
-    client_sessions ── WriteBatch ──▶ shard_store         put: waits when the store is behind
-    shard_store ── Committed, Loaded ──▶ client_sessions  put: safe, because the reader of that mailbox never waits for anybody
-    failure_detector ── LastRead ──▶ client_sessions      post: a full mailbox drops it, and it is said again a second later
+client_sessions ── WriteBatch ──▶ shard_store         put: waits when the store is behind
+shard_store ── Committed, Loaded ──▶ client_sessions  put: safe, because the reader of that mailbox never waits for anybody
+failure_detector ── LastRead ──▶ client_sessions      post: a full mailbox drops it, and it is said again a second later
 """
 
 from __future__ import annotations

@@ -119,9 +119,7 @@ class World:
         await self._nursery.start(self._run_program, machine, program)
         return machine
 
-    async def _run_program(
-        self, machine: Machine, program: Program, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def _run_program(self, machine: Machine, program: Program, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         scope = machine.scope = trio.CancelScope()
         task_status.started()
         try:
