@@ -12,7 +12,7 @@ from govern.environment import Environment
 from govern.model import Change, ServiceKey
 from govern.testing import simulate
 
-from .world import PORT, World, open_world
+from .world import PORT, Program, World, open_world
 
 SERVICES = ("orders", "payments", "{shop}/cart")
 
@@ -26,7 +26,7 @@ class Story:
     lost: list[str] = attrs.field(factory=list)
 
 
-def worker(story: Story, name: str, service: str) -> object:
+def worker(story: Story, name: str, service: str) -> Program:
     """A program that registers one instance, updates it now and then, and looks at its service."""
 
     async def program(environment: Environment) -> None:
@@ -43,7 +43,7 @@ def worker(story: Story, name: str, service: str) -> object:
     return program
 
 
-def watcher(story: Story, service: str) -> object:
+def watcher(story: Story, service: str) -> Program:
     """A program that follows one service for ever and checks what it is told."""
 
     async def program(environment: Environment) -> None:

@@ -16,6 +16,7 @@ import trio
 
 import govern
 from govern.actors.node import Node, open_node
+from govern.config import build_config
 from govern.environment import Environment, SimulatedClock
 from govern.net.sim import SimNetwork
 from govern.storage.sim import SimStorage
@@ -78,7 +79,7 @@ class World:
         settings = {"listen": f"0.0.0.0:{PORT}", "insecure": True, "segment_bytes": 64 * 1024, "snapshot_bytes": 64 * 1024, **keys}
         try:
             with scope:
-                async with open_node(environment=self.environment(machine), **settings) as node:
+                async with open_node(build_config(("scenario", settings)), environment=self.environment(machine)) as node:
                     machine.node = node
                     task_status.started()
                     await trio.sleep_forever()
