@@ -1,0 +1,9 @@
+"""The client: `connect` to a registry, register, look up, subscribe."""
+
+from __future__ import annotations
+
+from .live_view import LiveView
+from .registration import Registration
+from .registry import Registry, connect
+
+__all__ = ["LiveView", "Registration", "Registry", "connect"]

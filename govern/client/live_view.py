@@ -1,0 +1,82 @@
+"""A live view in the hands of its owner."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import AsyncIterator
+
+import trio
+
+from ..model import Change, Instance, Lsn, ServiceKey
+from .core import Phase
+from .link import Link
+from .views import Cursor
+
+
+class LiveView:
+    """The instances of one service, always current; while disconnected the last that was known, and `stale`.
+
+    `async for change in view` gives what changed after the block was entered, or after the last change that was given. Changes that
+    pile up behind a slow consumer are merged into one. The loop ends when the block is left. One loop at a time.
+    """
+
+    def __init__(self, link: Link, cursor: Cursor) -> None:
+        self.closed = False
+        self._link = link
+        self._cursor = cursor
+        self._iterator: weakref.ref[_Changes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<LiveView {self._cursor.view}>"
+
+    @property
+    def service(self) -> ServiceKey:
+        return self._cursor.view.service
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """Every instance, whatever its status, in the order of the ids."""
+        return self._cursor.view.sorted_instances()
+
+    @property
+    def lsn(self) -> Lsn:
+        """Everything up to this lsn is in it."""
+        return self._cursor.view.lsn
+
+    @property
+    def stale(self) -> bool:
+        """Whether changes may be missing: the client is disconnected, or the node says that it is not up to date itself."""
+        return self._cursor.view.stale
+
+    def __aiter__(self) -> AsyncIterator[Change]:
+        if self._iterator is not None and self._iterator() is not None:
+            raise RuntimeError(f"the view of {self.service} is iterated already: subscribe once more for a second consumer")
+        changes = _Changes(self)
+        self._iterator = weakref.ref(changes)
+        return changes
+
+    async def next_change(self) -> Change | None:
+        """Wait for the next change; None when the block was left. Cancelling loses nothing."""
+        await trio.lowlevel.checkpoint()
+        while not self.closed and self._link.core.phase is not Phase.CLOSED:
+            change = self._cursor.take()
+            if change is not None:
+                return change
+            await self._link.wait(self._cursor)
+        return None
+
+
+class _Changes:
+    """One loop over a view."""
+
+    def __init__(self, view: LiveView) -> None:
+        self._view = view
+
+    def __aiter__(self) -> _Changes:
+        return self
+
+    async def __anext__(self) -> Change:
+        change = await self._view.next_change()
+        if change is None:
+            raise StopAsyncIteration
+        return change

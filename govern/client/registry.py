@@ -1,0 +1,292 @@
+"""The registry as a program sees it: `connect` and what can be done inside its block.
+
+Everything here is a thin shell: it checks values at the door, hands wishes to the core, and waits for what the core reports. A block
+that ends, however it ends, leaves nothing behind: what was registered in it is deregistered, what was subscribed is not
+told any more, and the exception that ended it comes out as it went in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final
+
+import trio
+
+from ..environment import Environment, real_environment
+from ..errors import Unreachable
+from ..messages import AskStatus, Lookup, Services
+from ..model import Instance, ServiceInfo, ServiceKey, Status, check_instance, check_name, check_namespace, join_address
+from .core import ClientCore
+from .leaving import GOODBYE_SECONDS_MAX, LeaveBudget
+from .link import Link
+from .live_view import LiveView
+from .registration import Registration, read_status
+from .registrations import Claim
+from .where import Where, find_addresses
+
+CONNECT_SECONDS: Final = 5.0
+READ_SECONDS_MAX: Final = 10.0
+"""So long a read waits for an answer, over however many connections."""
+
+
+class Registry:
+    """The registry, through one connection that is kept up by itself. Made by `connect`."""
+
+    def __init__(self, link: Link, namespace: str) -> None:
+        self.namespace = namespace
+        self._link = link
+        self._budget = LeaveBudget()
+
+    def __repr__(self) -> str:
+        return f"<Registry {self.namespace} {self._link}>"
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to a node now."""
+        return self._link.core.connected
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster of the node that was spoken to last."""
+        return self._link.core.cluster_id
+
+    @property
+    def node_id(self) -> int | None:
+        """The node that was spoken to last."""
+        return self._link.core.node_id
+
+    async def wait_connected(self) -> None:
+        """Wait until there is a connection. Raises `Stopped` when the registry was left."""
+        await trio.lowlevel.checkpoint()
+        await self._link.wait_connected()
+
+    def _service(self, name: str, namespace: str | None) -> ServiceKey:
+        return ServiceKey(check_namespace(self.namespace if namespace is None else namespace), check_name(name))
+
+    # --- registering ----------------------------------------------------------------------------------------------------------
+
+    def register(
+        self,
+        name: str,
+        *,
+        port: int,
+        host: str | None = None,
+        id: str | None = None,  # noqa: A002
+        namespace: str | None = None,
+        protocol: str = "tcp",
+        weight: float = 1.0,
+        zone: str = "",
+        version: str = "",
+        metadata: Mapping[str, str] | None = None,
+        ephemeral: bool = True,
+        ttl: float = 5.0,
+        status: Status | str = Status.UP,
+    ) -> AbstractAsyncContextManager[Registration]:
+        """Register an instance for as long as the block lasts; inside the block it is durable and visible.
+
+        `host` is the local address of the connection by default, `id` is `host:port`. Raises `Invalid` at once, before anything is
+        sent. Entering waits for the acknowledgement, over broken connections and busy nodes, until it is cancelled; it raises
+        `DiskFull`, `Superseded` or another `Rejected` when the node refuses for good, `Stopped` when the registry was left.
+        Leaving deregisters, within the one second that all leaving has; while disconnected it does not wait, and the removal
+        follows with the next connection if the registry still lives, or with the end of the ttl. With `ephemeral=False` leaving
+        keeps the instance.
+        """
+        self._link.check_open()
+        host = self._link.local_host if host is None else host
+        instance = Instance(
+            id=join_address(host, port) if id is None else id,
+            host=host,
+            port=port,
+            protocol=protocol,
+            weight=weight,
+            zone=zone,
+            version=version,
+            metadata={} if metadata is None else dict(metadata),
+            status=read_status(status),
+            ephemeral=ephemeral,
+            ttl=ttl,
+        )
+        check_instance(instance)
+        return self._registered(self._service(name, namespace), instance)
+
+    @asynccontextmanager
+    async def _registered(self, service: ServiceKey, instance: Instance) -> AsyncIterator[Registration]:
+        registrations = self._link.core.registrations
+        self._link.check_open()
+        claim = registrations.register(service, instance)
+        registrations.pump()
+        self._link.flush()
+        try:
+            await trio.lowlevel.checkpoint()
+            while not claim.acknowledged:
+                self._link.check_open()
+                if claim.refusal is not None:
+                    raise claim.refusal
+                await self._link.wait(claim)
+            yield Registration(self._link, claim)
+        finally:
+            await self._leave(claim)
+
+    async def _leave(self, claim: Claim) -> None:
+        """End a registration with its block. Waits for nothing while there is no connection."""
+        core = self._link.core
+        if claim.wanted is not None and claim.acknowledged and not claim.ephemeral:
+            core.registrations.keep(claim)
+        else:
+            core.registrations.leave(claim)
+            core.registrations.pump()
+        self._link.flush()
+        with self._budget.spend():
+            while core.connected and not claim.over:
+                await self._link.wait(claim)
+
+    # --- reading --------------------------------------------------------------------------------------------------------------
+
+    async def lookup(self, name: str, namespace: str | None = None) -> tuple[Instance, ...]:
+        """All instances of a service, in the order of their ids; empty for a service that nobody knows.
+
+        Waits at most ten seconds, also over broken connections, then raises `Unreachable`. Raises `Rejected` when the node refuses."""
+        instances: list[Instance] = await self._ask(Lookup(self._service(name, namespace)))
+        return tuple(sorted(instances, key=lambda instance: instance.id))
+
+    async def services(self, namespace: str | None = None) -> tuple[ServiceInfo, ...]:
+        """The services that have instances: of this registry's namespace, of another, or with `""` of all. Waits and raises as `lookup`."""
+        namespace = self.namespace if namespace is None else namespace
+        infos: list[ServiceInfo] = await self._ask(Services(check_namespace(namespace) if namespace else ""))
+        return tuple(sorted(infos, key=lambda info: (info.namespace, info.name)))
+
+    async def status(self) -> dict[str, Any]:
+        """The state of the node at the other end, in the shape of `status --json`. Waits and raises as `lookup`."""
+        pages: list[dict[str, Any]] = await self._ask(AskStatus())
+        return pages[0]
+
+    async def _ask(self, message: Lookup | Services | AskStatus) -> Any:
+        self._link.check_open()
+        core = self._link.core
+        request = core.ask(message)
+        self._link.flush()
+        try:
+            with trio.move_on_after(READ_SECONDS_MAX):
+                await self._link.wait_done(request)
+        finally:
+            core.forget(request)
+        if not request.done:
+            raise Unreachable(f"no answer within {READ_SECONDS_MAX:g} s" if core.connected else self._link.explain())
+        return request.answer
+
+    # --- subscribing ----------------------------------------------------------------------------------------------------------
+
+    def subscribe(self, name: str, namespace: str | None = None) -> AbstractAsyncContextManager[LiveView]:
+        """Keep a live view of a service for as long as the block lasts. Raises `Invalid` at once.
+
+        Entering waits until a committed list is in hand; a service that nobody knows is empty. It waits over broken connections until it is
+        cancelled, and raises `Rejected` when the node refuses for good, `Stopped` when the registry was left.
+        """
+        self._link.check_open()
+        return self._subscribed(self._service(name, namespace))
+
+    @asynccontextmanager
+    async def _subscribed(self, service: ServiceKey) -> AsyncIterator[LiveView]:
+        views = self._link.core.views
+        self._link.check_open()
+        cursor = views.open(service)
+        self._link.flush()
+        live_view = LiveView(self._link, cursor)
+        try:
+            await trio.lowlevel.checkpoint()
+            while not cursor.view.ready:
+                self._link.check_open()
+                if cursor.view.refusal is not None:
+                    raise cursor.view.refusal
+                await self._link.wait(cursor)
+            cursor.skip()
+            yield live_view
+        finally:
+            live_view.closed = True
+            views.close(cursor)
+            self._link.core.outbox.tell(cursor)
+            self._link.flush()
+
+    # --- the end --------------------------------------------------------------------------------------------------------------
+
+    async def _farewell(self) -> None:
+        """Say Goodbye, if there is somebody to say it to, and end whatever still waits."""
+        core = self._link.core
+        request = core.goodbye()
+        self._link.flush()
+        with self._budget.spend(GOODBYE_SECONDS_MAX):
+            while request is not None and core.connected and not request.done:
+                await self._link.wait(request)
+        core.close()
+        self._link.flush()
+
+
+@asynccontextmanager
+async def connect(
+    where: Where = None,
+    *,
+    namespace: str = "default",
+    timeout: float = CONNECT_SECONDS,  # noqa: ASYNC109
+    environment: Environment | None = None,
+) -> AsyncIterator[Registry]:
+    """Connect to a registry for as long as the block lasts.
+
+    `where` is a node of this process (dialled through its own doors), `"host:port,host:port"`, a sequence of addresses, or None: then
+    the variable GOVERN_CONNECT, else 127.0.0.1:7400. The addresses are tried in turn, starting anywhere.
+
+    Raises `Invalid` for a bad address, `Unreachable` when nobody answers within `timeout` seconds (`math.inf` waits), and what the
+    nodes say when all of them refuse this client for good. Later breaks are silent: the connection is sought again, and everything that
+    was registered and subscribed is put back; `registry.connected` tells. Leaving says Goodbye; together with all that is left inside
+    the block it takes at most one second. An exception of the block comes out as it is, never in a group.
+    """
+    check_namespace(namespace)
+    addresses, doors = find_addresses(where)
+    environment = environment or doors or real_environment()
+    link = Link(ClientCore(environment.random.randbytes(16)), environment, addresses)
+    registry = Registry(link, namespace)
+    body_error: BaseException | None = None
+    crash: BaseException | None = None
+
+    async def keep_up(body: trio.CancelScope) -> None:
+        nonlocal crash
+        try:
+            await link.run()
+        except Exception as error:  # our own bug, or an exception that hit our task: the block must not go on without its link
+            crash = error
+        except BaseExceptionGroup as group:
+            _, crash = group.split(trio.Cancelled)
+            if crash is None:
+                raise
+        except KeyboardInterrupt as error:
+            crash = error
+        body.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as body:
+                nursery.start_soon(keep_up, body)
+                try:
+                    try:
+                        await link.wait_first(timeout)
+                        yield registry
+                    finally:
+                        await registry._farewell()
+                except BaseException as error:  # raised again below: outside of the nursery, and so outside of any group
+                    body_error = error
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:  # only Cancelled, from a scope around us: it does not replace what the block raised
+        _, rest = group.split(trio.Cancelled)
+        if rest is not None or (body_error is None and crash is None):
+            raise
+    if crash is not None:
+        raise _alone(crash)
+    if body_error is not None:
+        raise body_error
+
+
+def _alone(error: BaseException) -> BaseException:
+    """The one exception inside of groups of one."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

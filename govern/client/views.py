@@ -1,0 +1,370 @@
+"""Live views as a client sees them: the instances of a service, kept current by deltas, and what each consumer has not seen yet.
+
+V1  A view changes only by a whole list or by a delta that starts exactly at its lsn; its lsn never goes back within one cluster.
+V2  What does not fit is answered by subscribing again: with the lsn in hand, and after a second misfit in a row from nothing.
+V3  A list that is not empty is never replaced by an empty one of a node that is not fresh. Such a list, and one that is older than what
+    is in hand, is held back, and the node is asked again once it says that it is fresh.
+V4  While disconnected the view stays as it is and says that it is stale.
+V5  A consumer that is slow gets one change that leads from what it saw last to what is now; what came and went meanwhile is not in it.
+V6  All consumers of a service share one subscription.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import attrs
+
+from ..errors import GovernError, RemoteProtocolError
+from ..messages import Delta, Refused, Resumed, Subscribe, Unsubscribe, View
+from ..model import LSN_ZERO, Change, Instance, Lsn, ServiceKey, instance_from_public
+from .outbox import Alarms, Outbox
+from .outcomes import STOPPING, UNKNOWN, error_of, pause_of
+
+SUBSCRIBES_IN_FLIGHT_MAX: Final = 64
+"""Subscriptions that are asked for at the same time: each may be answered by a long list."""
+INSTANCES_MAX: Final = 1_000_000
+"""A longer list than this is not collected: it is a fault of the other side."""
+
+
+def read_instance(public: Any) -> Instance:
+    """An instance from the decoded public form, every field of its type; raises `RemoteProtocolError`."""
+    try:
+        instance = instance_from_public(public)
+        texts = (instance.id, instance.host, instance.protocol, instance.zone, instance.version, *instance.metadata.values())
+        numbers = (instance.port, *instance.lease_id, *instance.lsn)
+        is_sound = (
+            all(type(text) is str for text in texts)
+            and all(type(number) is int for number in numbers)
+            and type(instance.weight) is float
+            and type(instance.ephemeral) is bool
+            and all(type(key) is str for key in instance.metadata)
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError) as error:
+        raise RemoteProtocolError(f"an instance cannot be read: {type(error).__name__}") from error
+    if not is_sound:
+        raise RemoteProtocolError("an instance has a field of the wrong type")
+    return instance
+
+
+def read_instances(publics: list[Any]) -> dict[str, Instance]:
+    """Instances by id; raises `RemoteProtocolError`."""
+    instances = map(read_instance, publics)
+    return {instance.id: instance for instance in instances}
+
+
+class Cursor:
+    """One consumer of a view: what it saw last, as far as it differs from what is now."""
+
+    def __init__(self, view: ServiceView) -> None:
+        self.view = view
+        self._seen: dict[str, Instance | None] = {}  # of each instance that changed since: what it was when it was seen last
+
+    def __repr__(self) -> str:
+        return f"<Cursor {self.view.service} behind={len(self._seen)}>"
+
+    def note(self, instance_id: str, former: Instance | None) -> None:
+        """The instance is about to change from `former`."""
+        self._seen.setdefault(instance_id, former)
+
+    def skip(self) -> None:
+        """Everything up to now counts as seen."""
+        self._seen = {}
+
+    def take(self) -> Change | None:
+        """The change since the last one, or None when there is no difference (V5)."""
+        seen, self._seen = self._seen, {}
+        added: list[Instance] = []
+        updated: list[Instance] = []
+        removed: list[str] = []
+        for instance_id, former in sorted(seen.items()):
+            current = self.view.instances.get(instance_id)
+            if current == former:
+                continue
+            if current is None:
+                removed.append(instance_id)
+            elif former is None:
+                added.append(current)
+            else:
+                updated.append(current)
+        if not (added or updated or removed):
+            return None
+        return Change(service=self.view.service, lsn=self.view.lsn, added=tuple(added), updated=tuple(updated), removed=tuple(removed))
+
+
+@attrs.define(eq=False)
+class ServiceView:
+    """The instances of one service and the state of its subscription."""
+
+    service: ServiceKey
+    instances: dict[str, Instance] = attrs.field(factory=dict)
+    lsn: Lsn = LSN_ZERO
+    ready: bool = False
+    """A whole committed list was in hand at least once."""
+    live: bool = False
+    """The node of this connection keeps it current."""
+    fresh: bool = False
+    held_back: bool = False
+    misfits: int = 0
+    asked: int = 0
+    """The request id of the subscription that is being asked for, or 0."""
+    pages: dict[str, Instance] | None = None
+    pages_lsn: Lsn = LSN_ZERO
+    refusal: GovernError | None = None
+    cursors: dict[Cursor, None] = attrs.field(factory=dict)
+    ordered: tuple[Instance, ...] | None = None
+
+    def __repr__(self) -> str:
+        state = "live" if self.live else "asked" if self.asked else "waiting"
+        return f"<ServiceView {self.service} {state} lsn={tuple(self.lsn)} instances={len(self.instances)}>"
+
+    @property
+    def stale(self) -> bool:
+        """Whether changes may have happened that are not in it (V4)."""
+        return not (self.live and self.fresh) or self.held_back
+
+    def sorted_instances(self) -> tuple[Instance, ...]:
+        """All instances by id; put in order once per change."""
+        if self.ordered is None:
+            self.ordered = tuple(self.instances[instance_id] for instance_id in sorted(self.instances))
+        return self.ordered
+
+    def put(self, instance_id: str, instance: Instance | None) -> None:
+        """Set or remove one instance, and remember for every consumer what it was."""
+        former = self.instances.get(instance_id)
+        for cursor in self.cursors:
+            cursor.note(instance_id, former)
+        if instance is None:
+            self.instances.pop(instance_id, None)
+        else:
+            self.instances[instance_id] = instance
+        self.ordered = None
+
+
+class Views:
+    """All views of one session."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._connected = False
+        self._views: dict[ServiceKey, ServiceView] = {}
+        self._queue: dict[ServiceView, None] = {}
+        self._in_flight: dict[int, ServiceView] = {}
+        self._held_back: dict[ServiceView, None] = {}
+        self._fresh = True
+        self._retries: Alarms[ServiceView] = Alarms()
+
+    def __repr__(self) -> str:
+        return f"<Views {len(self._views)} queued={len(self._queue)} in_flight={len(self._in_flight)}>"
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    @property
+    def deadline(self) -> float:
+        return self._retries.deadline if self._connected else float("inf")
+
+    # --- what the owner asks for ----------------------------------------------------------------------------------------------
+
+    def open(self, service: ServiceKey) -> Cursor:
+        """A consumer of the service's view, from now on (V6)."""
+        view = self._views.get(service)
+        if view is None:
+            view = self._views[service] = ServiceView(service)
+            self._queue[view] = None
+            self.pump()
+        cursor = Cursor(view)
+        view.cursors[cursor] = None
+        return cursor
+
+    def close(self, cursor: Cursor) -> None:
+        """The consumer is gone; with the last one the subscription ends."""
+        view = cursor.view
+        del view.cursors[cursor]
+        if view.cursors or self._views.get(view.service) is not view:
+            return
+        self._discard(view)
+        if self._connected and (view.live or view.asked or view.misfits):
+            self._outbox.send(Unsubscribe(view.service))
+            self.pump()
+
+    def _discard(self, view: ServiceView) -> None:
+        del self._views[view.service]
+        self._queue.pop(view, None)
+        self._retries.cancel(view)
+        self._held_back.pop(view, None)
+        self._in_flight.pop(view.asked, None)  # an answer that still comes is ignored
+
+    # --- the connection -------------------------------------------------------------------------------------------------------
+
+    def connected(self, *, other_cluster: bool) -> None:
+        """A connection is up: subscribe again, from the lsn in hand."""
+        self._connected = True
+        for view in self._views.values():
+            if other_cluster:
+                view.lsn = LSN_ZERO  # its numbers mean nothing there; its instances stay until there is a new list
+            self._retries.cancel(view)
+            self._queue[view] = None
+        self.pump()
+
+    def disconnected(self) -> None:
+        """The connection is gone; nothing that was asked for will be answered."""
+        self._connected = False
+        for view in self._views.values():
+            view.live, view.asked, view.pages = False, 0, None
+        self._in_flight.clear()
+
+    def node_fresh(self, fresh: bool) -> None:
+        """What the node says of itself with each heartbeat. Costs something only when it is news."""
+        if fresh != self._fresh:
+            self._fresh = fresh
+            for view in self._views.values():
+                view.fresh = fresh
+        if fresh and self._held_back:
+            for view in list(self._held_back):
+                self._ask_again(view)
+
+    def wake(self, now: float) -> None:
+        """The moment of `deadline` has come."""
+        for view in self._retries.due(now):
+            self._queue[view] = None
+        self.pump()
+
+    def pump(self) -> None:
+        """Ask for subscriptions, as far as the window allows."""
+        while self._connected and self._queue and len(self._in_flight) < SUBSCRIBES_IN_FLIGHT_MAX:
+            view = next(iter(self._queue))
+            del self._queue[view]
+            if view.asked:
+                continue
+            view.asked = self._outbox.draw_id()
+            view.live, view.pages = False, None
+            self._in_flight[view.asked] = view
+            self._outbox.send(Subscribe(view.service, self._known(view)), view.asked)
+
+    def _known(self, view: ServiceView) -> Lsn:
+        return LSN_ZERO if view.misfits > 1 or not view.ready else view.lsn  # V2
+
+    def _ask_again(self, view: ServiceView) -> None:
+        if not view.asked and view not in self._retries:
+            self._queue[view] = None
+            self.pump()
+
+    # --- what the node says ---------------------------------------------------------------------------------------------------
+
+    def answered(self, request_id: int, message: View | Resumed | Refused, now: float) -> bool:
+        """Take an answer to a subscription; False when it is not for one of ours."""
+        view = self._in_flight.get(request_id)
+        if view is None:
+            return False
+        if isinstance(message, View) and message.more:
+            if view.asked == request_id:
+                self._collect(view, message)
+            return True
+        del self._in_flight[request_id]
+        if self._views.get(view.service) is view and view.asked == request_id:
+            if not isinstance(message, Refused) and message.service != view.service:
+                raise RemoteProtocolError(f"asked for {view.service}, got {message.service}")
+            view.asked = 0
+            if isinstance(message, View):
+                self._collect(view, message)
+                self._replace(view, message)
+            elif isinstance(message, Resumed):
+                self._resume(view)
+            else:
+                self._refused(view, message, now)
+        self.pump()
+        return True
+
+    def _collect(self, view: ServiceView, message: View) -> None:
+        if view.pages is None:
+            view.pages, view.pages_lsn = {}, message.lsn
+        elif view.pages_lsn != message.lsn:
+            raise RemoteProtocolError(f"the pages of {view.service} are of different lsns")
+        view.pages |= read_instances(message.instances)
+        if len(view.pages) > INSTANCES_MAX:
+            raise RemoteProtocolError(f"the list of {view.service} has more than {INSTANCES_MAX} instances")
+
+    def _replace(self, view: ServiceView, message: View) -> None:
+        """The list is complete: it becomes the view, unless it must be held back (V1, V3)."""
+        instances, view.pages = view.pages or {}, None
+        view.live, view.fresh = True, message.fresh
+        is_older = view.ready and message.lsn < view.lsn  # V1
+        is_loss = bool(view.instances) and not instances and not message.fresh  # V3
+        view.held_back = is_older or is_loss
+        self._fresh = self._fresh and message.fresh
+        if view.held_back:
+            self._held_back[view] = None
+        else:
+            self._held_back.pop(view, None)
+            view.ready, view.lsn, view.misfits = True, message.lsn, 0
+            for instance_id in [instance_id for instance_id in view.instances if instance_id not in instances]:
+                view.put(instance_id, None)
+            for instance_id, instance in instances.items():
+                if view.instances.get(instance_id) != instance:
+                    view.put(instance_id, instance)
+        self._tell(view)
+
+    def _resume(self, view: ServiceView) -> None:
+        if self._known(view) == LSN_ZERO:  # at the lsn zero every service is empty: this is a whole list
+            view.pages = {}
+            self._replace(view, View(view.service, LSN_ZERO, True, False, []))
+            return
+        self._held_back.pop(view, None)
+        view.live, view.held_back, view.fresh = True, False, self._fresh
+        self._tell(view)
+
+    def _refused(self, view: ServiceView, message: Refused, now: float) -> None:
+        patient = view.ready or message.retry_after_ms > 0 or message.code in (STOPPING, UNKNOWN)
+        if patient:
+            self._retries.set(view, now + pause_of(message))
+        else:
+            view.refusal = error_of(message)
+            self._discard(view)
+        self._tell(view)
+
+    def pushed(self, message: View | Delta) -> None:
+        """Take a push. One for a service that is not (or not yet again) subscribed is late, and ignored."""
+        view = self._views.get(message.service)
+        if view is None or not view.live:
+            return
+        if isinstance(message, View):
+            self._collect(view, message)
+            if not message.more:
+                self._replace(view, message)
+            return
+        if message.since != view.lsn or view.pages is not None or view.held_back:
+            view.misfits += 1
+            view.live = False
+            self._ask_again(view)
+        else:
+            self._apply(view, message)
+        self._tell(view)
+
+    def _apply(self, view: ServiceView, message: Delta) -> None:
+        if message.lsn <= message.since:
+            raise RemoteProtocolError(f"a delta of {view.service} from {tuple(message.since)} back to {tuple(message.lsn)}")
+        changed = read_instances(message.changed)
+        for instance_id in message.removed:
+            view.put(instance_id, None)
+        for instance_id, instance in changed.items():
+            view.put(instance_id, instance)
+        view.lsn, view.misfits = message.lsn, 0
+
+    def _tell(self, view: ServiceView) -> None:
+        for cursor in view.cursors:
+            self._outbox.tell(cursor)
+
+    def close_all(self) -> None:
+        """The client leaves: wake every consumer."""
+        for view in self._views.values():
+            self._tell(view)
+
+    def validate(self) -> None:
+        """Assert that every view is live, asked for, or about to be; for tests."""
+        for service, view in self._views.items():
+            assert view.service == service, view
+            assert view.cursors, view
+            assert not (view.live and view.asked), view
+            assert not view.asked or self._in_flight.get(view.asked) is view
+            assert not self._connected or view.live or view.asked or view in self._queue or view in self._retries, view
