@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 
@@ -27,13 +28,13 @@ async def _serve_echo(network: SimNetwork, task_status: trio.TaskStatus[int]) ->
         poller.accept(2)
         for connection in poller.ready(3):
             data = connection.recv()
+            if data == b"":
+                connection.close()
             while data:
                 sent = connection.send(data)
                 if sent <= 0:
                     break  # broken: the next `recv` says so; the answers here are far smaller than the window
                 data = data[sent:]
-            if data == b"" and connection.recv() == b"":
-                connection.close()
 
 
 async def _ask(network: SimNetwork, port: int, client: int, log: Log) -> None:
@@ -95,8 +96,6 @@ def run_in_another_process(seed: int, hash_seed: str) -> str:
 
 def simulate_as_file(seed: int) -> Outcome[Log]:
     """The scenario under the name it has in another process: task names are part of the trace."""
-    import runpy
-
     names = runpy.run_path(__file__)
     outcome: Outcome[Log] = simulate(seed, names["echo_with_cuts"])
     return outcome
