@@ -1,0 +1,101 @@
+"""Figures: what a benchmark says, as a line of JSON for machines and a line for people."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+
+from ._load import Sample, pin_generator
+
+
+@attrs.frozen(kw_only=True)
+class Figure:
+    """A median of several runs."""
+
+    benchmark: str
+    figure: str
+    unit: str
+    values: Sequence[float]
+    conditions: dict[str, Any]
+
+    @property
+    def value(self) -> float:
+        return statistics.median(self.values)
+
+    def as_json(self) -> str:
+        return json.dumps(
+            {
+                "benchmark": self.benchmark,
+                "figure": self.figure,
+                "unit": self.unit,
+                "value": _short(self.value),
+                "min": _short(min(self.values)),
+                "max": _short(max(self.values)),
+                "runs": len(self.values),
+                "conditions": {name: _short(value) for name, value in self.conditions.items()},
+            }
+        )
+
+    def as_text(self) -> str:
+        ratio = f", {self.conditions['ratio']:.3g} of the baseline" if "ratio" in self.conditions else ""
+        return f"{self.figure}: {_short(self.value)} {self.unit} [{_short(min(self.values))} to {_short(max(self.values))}]{ratio}"
+
+
+def _short(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return round(value) if abs(value) >= 1000 else float(f"{value:.4g}")
+
+
+@attrs.frozen
+class Settings:
+    """How long and how often."""
+
+    quick: bool
+
+    @property
+    def runs(self) -> int:
+        return 1 if self.quick else 3
+
+    @property
+    def seconds(self) -> float:
+        return 0.7 if self.quick else 2.5
+
+
+Emit = Callable[[Figure], None]
+
+
+def rate_figure(benchmark: str, name: str, samples: Sequence[Sample], baselines: Sequence[Sample], **conditions: Any) -> Figure:
+    """Operations per second of a node beside those of a baseline, by the wall clock and by processor time."""
+    middle = sorted(samples, key=lambda sample: sample.rate)[len(samples) // 2]
+    found = dict(conditions)
+    found.update(middle.conditions())
+    per_cpu = statistics.median(sample.per_cpu_second for sample in samples)
+    found["per_server_cpu_second"] = per_cpu
+    found["us_per_operation"] = 1e6 / per_cpu
+    if baselines:
+        found["baseline_rate"] = statistics.median(sample.rate for sample in baselines)
+        found["baseline_per_server_cpu_second"] = statistics.median(sample.per_cpu_second for sample in baselines)
+        found["ratio"] = statistics.median(sample.rate for sample in samples) / found["baseline_rate"]
+        found["ratio_per_cpu_second"] = per_cpu / found["baseline_per_server_cpu_second"]
+    return Figure(benchmark=benchmark, figure=name, unit="1/s", values=[sample.rate for sample in samples], conditions=found)
+
+
+def main(measure: Callable[[Settings, Emit], None]) -> None:
+    """The command of one benchmark."""
+    parser = argparse.ArgumentParser(description=sys.modules[measure.__module__].__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short run of each figure")
+    arguments = parser.parse_args()
+
+    def emit(figure: Figure) -> None:
+        print(figure.as_text(), file=sys.stderr, flush=True)
+        print(figure.as_json(), flush=True)
+
+    pin_generator()
+    measure(Settings(arguments.quick), emit)
