@@ -98,7 +98,7 @@ async def crashes_keep_everything(seed: int) -> int:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_nothing_acknowledged_is_lost_and_nothing_healthy_expires_when_the_node_loses_power(seed: int) -> None:
-    """Three power losses at random moments, up to 12 s down: every acknowledged registration is there under its old lease, nobody saw one go."""
+    """Three power losses at random moments, up to 12 s down: every acknowledged lease is still held, and nobody saw an instance go."""
     outcome = simulate(seed, crashes_keep_everything, horizon=300)
     assert outcome.result == 12
 
