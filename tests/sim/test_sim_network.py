@@ -62,10 +62,10 @@ def test_a_rule_delays_what_it_names_and_only_while_it_is_in_force() -> None:
             await stream.send_all(b"x")
             send_whole(connection, b"y")
             assert await stream.receive_some() == b"y"
-            assert trio.current_time() == started + 0.5
+            assert trio.current_time() == pytest.approx(started + 0.5)
             await poller.wait()
             assert connection.recv() == b"x"
-            assert trio.current_time() == started + 5.0
+            assert trio.current_time() == pytest.approx(started + 5.0)
         started = trio.current_time()
         send_whole(connection, b"z")
         assert await stream.receive_some() == b"z"
