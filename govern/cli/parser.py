@@ -1,0 +1,350 @@
+"""The command line's grammar: which verb, which flags, and what is said about a wrong one.
+
+`serve` is the default verb, so the verb is found before argparse sees anything: the first word, unless it is a flag. Each
+verb has a parser of its own, which knows nothing of the others. What follows a lone `--` is the command of `register`, untouched.
+
+Wrong usage is one line on stderr, with a suggestion where there is a likely one, and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn
+
+import attrs
+
+from .._version import VERSION
+from ..config import Config, key_doc, key_is_flag, key_names
+from ..model import Instance
+from .output import print_error
+
+EXIT_USAGE: Final = 2
+TIMEOUT_SECONDS_DEFAULT: Final = 5.0
+HELP_WIDTH: Final = 80
+
+_OVERVIEW: Final = """\
+usage: govern [VERB] [FLAGS]
+
+A service registry: programs register their instances, find those of others,
+and are told of every change.
+
+verbs:
+  serve       run a node; the default, so `govern` alone runs one too
+  register    register an instance and run its program
+  lookup      show the instances of a service
+  watch       show the instances of a service, then every change
+  services    show all services
+  status      show the state of a node
+
+flags:
+  -h, --help  show this text, or after a verb what that verb can do
+  --version   show the version
+
+Exit codes: 0 done, 1 refused or not found, 2 wrong usage, 3 cannot reach the
+registry.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line."""
+
+    def __init__(self, verb: str, usage: str, description: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=f"govern {verb}",
+            usage=f"govern {usage}",
+            description=description,
+            epilog=epilog or None,
+            allow_abbrev=False,
+            add_help=False,
+            formatter_class=_formatter,
+        )
+        self.verb = verb
+        self._positionals.title = "arguments"
+        self._optionals.title = "flags"
+        self.add_argument("-h", "--help", action="help", help="Show this text.")
+
+    def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        print_error(f"{self.verb}: {message} (govern {self.verb} --help tells more)")
+        sys.exit(EXIT_USAGE)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The arguments of this verb, nothing left over."""
+        found, unknown = self.parse_known_args(arguments)
+        for argument in unknown:
+            misplaced = [word for word in unknown if word in _VERBS]
+            if misplaced and argument.startswith("-"):
+                self.error(f"unknown flag {argument}; flags come after the verb: govern {misplaced[0]} {argument} ...")
+            if argument.startswith("-"):
+                flag = argument.partition("=")[0]
+                known = [text for text in self._option_string_actions if text.startswith("--")]
+                self.error(f"unknown flag {flag}{_did_you_mean(flag, known)}")
+            self.error(f"there is no place for {argument!r}")
+        return found
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = [each for each in known if each.endswith(word.lstrip("-"))] or difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=26, width=HELP_WIDTH)
+
+
+# --- kinds of values ----------------------------------------------------------------------------------------------------------
+
+
+def _seconds(text: str) -> float:
+    value = _number(text)
+    if math.isnan(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give seconds, for example 5, or inf")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give a number") from None
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give a whole number") from None
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give KEY=VALUE, for example version=2.1")
+    return key, value
+
+
+# --- the verbs ----------------------------------------------------------------------------------------------------------------
+
+_METAVARS: Final = {
+    "listen": "HOST:PORT",
+    "data_dir": "DIRECTORY",
+    "log_level": "LEVEL",
+    "segment_bytes": "BYTES",
+    "snapshot_bytes": "BYTES",
+}
+_OWN_DEFAULT: Final = ("listen", "data_dir")  # their text names the default of a standalone node
+
+
+def serve_parser() -> Parser:
+    """The parser of `serve`: every configuration key is a flag, its value text that `build_config` reads."""
+    parser = Parser(
+        "serve",
+        "[serve] [--config FILE] [FLAGS]",
+        "Run a node until it is told to stop by Ctrl-C or SIGTERM. When it is ready it prints one line with its addresses.",
+        'Every flag but --config and --salvage is also a key of the file and a variable: --data-dir is data_dir = "..." and '
+        "GOVERN_DATA_DIR. Flags win over variables, variables over the file.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="A TOML file with configuration keys (also GOVERN_CONFIG).")
+    parser.add_argument(
+        "--salvage",
+        action="store_true",
+        help="Repair a damaged data directory before serving: what cannot be read is set aside, never deleted, and what is lost is named.",
+    )
+    defaults = {field.name: field.default for field in attrs.fields(Config)}
+    for name in key_names():
+        flag = "--" + name.replace("_", "-")
+        text = key_doc(name).replace("%", "%%")
+        if name not in _OWN_DEFAULT:
+            text += f" Default {_shown(defaults[name])}."
+        if key_is_flag(name):
+            parser.add_argument(flag, dest=name, nargs="?", const="true", metavar="true|false", help=text)
+        else:
+            metavar = _METAVARS.get(name, "N")
+            parser.add_argument(flag, dest=name, metavar=metavar, help=text)
+    return parser
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _client_parser(verb: str, usage: str, description: str, epilog: str = "") -> Parser:
+    parser = Parser(verb, usage, description, epilog)
+    parser.add_argument(
+        "--connect",
+        metavar="HOST:PORT",
+        help="Where the registry is: one address, or several separated by commas. Default: GOVERN_CONNECT, else 127.0.0.1:7400.",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=TIMEOUT_SECONDS_DEFAULT,
+        help="How long to wait for the registry; inf waits for ever. Default 5.",
+    )
+    return parser
+
+
+def _add_namespace(parser: Parser, default: str | None = "default") -> None:
+    text = "Default: default." if default else "Default: all namespaces."
+    parser.add_argument("--namespace", metavar="NAME", default=default, help=f"The namespace of the service. {text}")
+
+
+def _add_json(parser: Parser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"Print {what}.")
+
+
+def register_parser() -> Parser:
+    """The parser of `register`, without the command."""
+    standard = {field.name: field.default for field in attrs.fields(Instance)}
+    parser = _client_parser(
+        "register",
+        "register NAME --port PORT [FLAGS] [-- COMMAND ...]",
+        "Register an instance of the service NAME. With a command: run it, pass on the signals SIGTERM, SIGINT and SIGHUP, deregister "
+        "when it ends, and exit with its exit code (128 + n after signal n). Without one: keep the registration until Ctrl-C.",
+        "The program goes on when the registry cannot be reached; the registration comes back with the registry.",
+    )
+    parser.add_argument("name", metavar="NAME", help="The service.")
+    parser.add_argument("--port", type=_whole_number, required=True, metavar="PORT", help="The port of this instance.")
+    parser.add_argument("--host", metavar="HOST", help="Its host. Default: this machine's address as the registry sees it.")
+    parser.add_argument("--id", metavar="ID", help="Its id, unique in the service. Default HOST:PORT.")
+    parser.add_argument("--protocol", metavar="TEXT", default=standard["protocol"], help="Default tcp.")
+    parser.add_argument(
+        "--weight", type=_number, metavar="NUMBER", default=standard["weight"], help="Its share of traffic; 0 is none. Default 1."
+    )
+    parser.add_argument("--zone", metavar="TEXT", default="", help="Where it runs.")
+    parser.add_argument("--instance-version", metavar="TEXT", default="", help="The version of the program.")
+    parser.add_argument(
+        "--metadata", metavar="KEY=VALUE", type=_pair, action="append", default=[], help="Anything else worth telling; may be repeated."
+    )
+    parser.add_argument(
+        "--ttl", type=_number, metavar="SECONDS", default=standard["ttl"], help="A dead instance is removed within this time. Default 5."
+    )
+    parser.add_argument(
+        "--persistent",
+        action="store_true",
+        help="Stay registered until somebody deregisters it, also after this program has ended. Without a command: register and exit.",
+    )
+    _add_namespace(parser)
+    return parser
+
+
+def lookup_parser() -> Parser:
+    """The parser of `lookup`."""
+    parser = _client_parser("lookup", "lookup NAME [FLAGS]", "Show the instances of the service NAME. Exit code 1 when there is none.")
+    parser.add_argument("name", metavar="NAME", help="The service.")
+    _add_namespace(parser)
+    _add_json(parser, "a JSON array")
+    return parser
+
+
+def watch_parser() -> Parser:
+    """The parser of `watch`."""
+    parser = _client_parser(
+        "watch",
+        "watch NAME [FLAGS]",
+        "Show the instances of the service NAME, then every change until Ctrl-C: + added, ~ updated, - removed.",
+    )
+    parser.add_argument("name", metavar="NAME", help="The service.")
+    _add_namespace(parser)
+    _add_json(parser, "one JSON object per line: first the full view, then each change")
+    return parser
+
+
+def services_parser() -> Parser:
+    """The parser of `services`."""
+    parser = _client_parser("services", "services [FLAGS]", "Show the services that have instances.")
+    _add_namespace(parser, None)
+    _add_json(parser, "a JSON array")
+    return parser
+
+
+def status_parser() -> Parser:
+    """The parser of `status`."""
+    parser = _client_parser("status", "status [FLAGS]", "Show the state of the node that answers.")
+    _add_json(parser, "a JSON object")
+    return parser
+
+
+# --- finding the verb -----------------------------------------------------------------------------------------------------------
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the verb that the arguments name; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter must not end a verb
+    if not __debug__:
+        print_error("govern keeps its assertions on: start Python without -O and without PYTHONOPTIMIZE")
+        return EXIT_USAGE
+    verb, rest = ("serve", arguments) if not arguments or arguments[0].startswith("-") else (arguments[0], arguments[1:])
+    if verb == "help" or arguments[:1] in (["-h"], ["--help"]):
+        sys.stdout.write(_OVERVIEW)
+        return 0
+    if arguments[:1] == ["--version"]:
+        sys.stdout.write(f"govern {VERSION}\n")
+        return 0
+    if verb not in _VERBS:
+        print_error(f"there is no verb {verb!r}{_did_you_mean(verb, list(_VERBS)) or '; govern --help shows all'}")
+        return EXIT_USAGE
+    return _VERBS[verb](rest)
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    from .serve import serve  # each verb loads only what it needs: a lookup is often run by a script, many times
+
+    found = vars(serve_parser().parse(arguments))
+    config, salvage = found.pop("config"), found.pop("salvage")
+    return serve(config, {name: value for name, value in found.items() if value is not None}, salvage=salvage)
+
+
+def _register(arguments: Sequence[str]) -> int:
+    from .register import register
+
+    command: Sequence[str] | None = None
+    if "--" in arguments:
+        place = arguments.index("--")
+        arguments, command = arguments[:place], arguments[place + 1 :]
+    parser = register_parser()
+    found = parser.parse(arguments)
+    if command is not None and not command:
+        parser.error("there is no command after --")
+    return register(found, command or ())
+
+
+def _lookup(arguments: Sequence[str]) -> int:
+    from .reads import lookup
+
+    return lookup(lookup_parser().parse(arguments))
+
+
+def _watch(arguments: Sequence[str]) -> int:
+    from .reads import watch
+
+    return watch(watch_parser().parse(arguments))
+
+
+def _services(arguments: Sequence[str]) -> int:
+    from .reads import services
+
+    return services(services_parser().parse(arguments))
+
+
+def _status(arguments: Sequence[str]) -> int:
+    from .reads import status
+
+    return status(status_parser().parse(arguments))
+
+
+_VERBS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
+    "serve": _serve,
+    "register": _register,
+    "lookup": _lookup,
+    "watch": _watch,
+    "services": _services,
+    "status": _status,
+}

@@ -1,0 +1,175 @@
+"""The verbs that only look: `lookup`, `watch`, `services`, `status`.
+
+The JSON shapes are fixed, scripts depend on them: fields may be added, none renamed. The text for people is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+
+import trio
+
+from ..client import LiveView, Registry, connect
+from ..errors import Unreachable
+from ..model import Change, Instance
+from .output import (
+    INSTANCE_COLUMNS,
+    columns,
+    describe,
+    format_number,
+    instance_cells,
+    print_error,
+    print_json,
+    print_line,
+    printable,
+    reader_is_gone,
+)
+from .process import EXIT_DONE, EXIT_REFUSED, run_verb
+
+CHECK_SECONDS: Final = 0.25
+"""So often `watch` looks whether its view became stale and whether its output is still read."""
+
+
+@asynccontextmanager
+async def _registry(found: argparse.Namespace) -> AsyncIterator[Registry]:
+    namespace = getattr(found, "namespace", None) or "default"
+    async with connect(found.connect, namespace=namespace, timeout=found.timeout) as registry:
+        yield registry
+
+
+async def _in_time(found: argparse.Namespace, read: Callable[[], Awaitable[Any]]) -> Any:
+    """What a read returns; raises `Unreachable` when it takes longer than the command's timeout."""
+    with trio.move_on_after(found.timeout):
+        return await read()
+    raise Unreachable(f"the registry did not answer within {found.timeout:g} s")
+
+
+# --- lookup -------------------------------------------------------------------------------------------------------------------
+
+
+def lookup(found: argparse.Namespace) -> int:
+    """Print the instances of a service; exit code 1 when there is none."""
+
+    async def verb() -> int:
+        async with _registry(found) as registry:
+            instances: tuple[Instance, ...] = await _in_time(found, lambda: registry.lookup(found.name))
+        if found.json:
+            print_json([instance.to_json() for instance in instances])
+        elif instances:
+            _print_rows([INSTANCE_COLUMNS, *map(instance_cells, instances)])
+        else:
+            print_error(f"no instance of {found.name} is registered in namespace {found.namespace}")
+        return EXIT_DONE if instances else EXIT_REFUSED
+
+    return run_verb(verb)
+
+
+def _print_rows(rows: list[Any]) -> None:
+    for line in columns(rows):
+        print_line(line)
+
+
+# --- watch --------------------------------------------------------------------------------------------------------------------
+
+
+def watch(found: argparse.Namespace) -> int:
+    """Print the full view of a service, then every change, until a signal ends it or nobody reads any more."""
+    show = _show_json if found.json else _show
+
+    async def verb() -> int:
+        async with _registry(found) as registry, AsyncExitStack() as stack:
+            view: LiveView = await _in_time(found, lambda: stack.enter_async_context(registry.subscribe(found.name)))
+            show(Change(service=view.service, lsn=view.lsn, added=view.instances, full=True), view.stale)
+            await _follow(view, show)
+        return EXIT_DONE
+
+    return run_verb(verb, code_when_ended=EXIT_DONE)
+
+
+async def _follow(view: LiveView, show: Callable[[Change, bool], None]) -> None:
+    """Show every change, and one without content when the view becomes stale or current again."""
+    changes = aiter(view)
+    shown_stale = view.stale
+    while not reader_is_gone():
+        change = None
+        with trio.move_on_after(CHECK_SECONDS):
+            change = await anext(changes)
+        if change is not None or view.stale != shown_stale:
+            shown_stale = view.stale
+            show(change or Change(service=view.service, lsn=view.lsn), shown_stale)
+
+
+def _show_json(change: Change, stale: bool) -> None:
+    print_json(
+        {
+            "namespace": change.service.namespace,
+            "service": change.service.name,
+            "lsn": list(change.lsn),
+            "full": change.full,
+            "added": [instance.to_json() for instance in change.added],
+            "updated": [instance.to_json() for instance in change.updated],
+            "removed": list(change.removed),
+            "stale": stale,
+        }
+    )
+
+
+def _show(change: Change, stale: bool) -> None:
+    if change.full:
+        count = len(change.added)
+        print_line(f"{change.service.name} has {count or 'no'} instance{'' if count == 1 else 's'}" + (" (stale)" if stale else ""))
+    elif not change:
+        print_line("? the registry is out of reach: this may be out of date" if stale else "! the registry is back: this is up to date")
+    for sign, instances in (("+", change.added), ("~", change.updated)):
+        for instance in instances:
+            print_line(f"{sign} {describe(instance)}")
+    for instance_id in change.removed:
+        print_line(f"- {printable(instance_id)}")
+
+
+# --- services and status --------------------------------------------------------------------------------------------------------
+
+
+def services(found: argparse.Namespace) -> int:
+    """Print the services that have instances."""
+
+    async def verb() -> int:
+        async with _registry(found) as registry:
+            rows = [info.to_json() for info in await _in_time(found, lambda: registry.services(found.namespace or ""))]
+        if found.json:
+            print_json(rows)
+        elif rows:
+            _print_rows([[name.upper() for name in rows[0]], *([str(value) for value in row.values()] for row in rows)])
+        else:
+            print_error("no service has instances")
+        return EXIT_DONE
+
+    return run_verb(verb)
+
+
+def status(found: argparse.Namespace) -> int:
+    """Print the state of a node."""
+
+    async def verb() -> int:
+        async with _registry(found) as registry:
+            state: Mapping[str, Any] = await _in_time(found, registry.status)
+        if found.json:
+            print_json(state)
+        else:
+            _print_rows([(name, _readable(value)) for name, value in state.items()])
+        return EXIT_DONE
+
+    return run_verb(verb)
+
+
+def _readable(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return format_number(value)
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
+    return str(value)

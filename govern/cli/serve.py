@@ -1,0 +1,164 @@
+"""`serve`: a node of its own, in a process of its own.
+
+Everything that belongs to the process and not to the node is set here and nowhere else: logging, the limit of open files, the
+garbage collector, signals, exit codes.
+
+    0    ended by Ctrl-C or SIGTERM: what was acknowledged is on the disk, as always
+    1    could not start: the data directory or the address cannot be used
+    2    wrong usage or configuration
+    70   the node met an error that it must not survive; it ends at once, without any cleanup that a failed disk could hold up
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import logging
+import os
+import resource
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+import trio
+
+from ..actors.node import Node, open_node
+from ..config import DATA_DIR_STANDALONE, LISTEN_STANDALONE, Config, build_config, from_variables, read_toml
+from ..environment import real_environment
+from ..errors import ConfigError, NodeFailed, StorageError
+from ..model import format_time_ms, join_address
+from ..storage.salvage import salvage as salvage_directory
+from .output import ReaderGone, print_error, print_line, printable
+from .process import EXIT_DONE, EXIT_REFUSED, EXIT_USAGE, run_verb
+
+EXIT_FAILED: Final = 70
+FILES_RESERVED: Final = 256  # beside client connections: the log, snapshots, the listener, what Python itself has open
+GC_THRESHOLDS: Final = (
+    50_000,
+    20,
+    100,
+)  # the state is bytes and dictionaries without cycles; Python's usual thresholds would walk it too often
+
+_log = logging.getLogger(__name__)
+
+
+class LineFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.000Z warning govern.actors.node: text`, on one line whatever a client called itself."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        moment = format_time_ms(round(record.created * 1000))
+        return f"{moment} {record.levelname.lower()} {record.name}: {printable(record.message)}"
+
+
+def serve(path: str | None, flags: Mapping[str, object], *, salvage: bool) -> int:
+    """Run a node until a signal ends it; returns the exit code."""
+    try:
+        config, warnings = _read_config(path, flags)
+    except ConfigError as error:
+        print_error(str(error))
+        return EXIT_USAGE
+    if salvage and not config.data_dir:
+        print_error("--salvage repairs a data directory, and data_dir is empty: name one")
+        return EXIT_USAGE
+    _set_up_logging(config.log_level)
+    for warning in warnings:
+        _log.warning("%s", warning)
+    _raise_files_max(config.connections_max + FILES_RESERVED)
+
+    async def verb() -> int:
+        return await _serve(config, salvage=salvage)
+
+    return run_verb(verb, code_when_ended=EXIT_DONE)
+
+
+def _read_config(path: str | None, flags: Mapping[str, object]) -> tuple[Config, list[str]]:
+    path = path or os.environ.get("GOVERN_CONFIG")
+    variables, warnings = from_variables(os.environ)
+    standalone = ("default", {"listen": LISTEN_STANDALONE, "data_dir": DATA_DIR_STANDALONE})
+    file = [read_toml(path)] if path else []
+    return build_config(standalone, *file, variables, ("command line", flags)), warnings
+
+
+async def _serve(config: Config, *, salvage: bool) -> int:
+    try:
+        if salvage:
+            await _salvage(config)
+        async with open_node(config) as node:
+            _tune_collector()
+            _say_ready(node)
+            try:
+                await trio.sleep_forever()
+            finally:
+                _log.info("node %d is stopping", config.node_id)
+    except NodeFailed as error:
+        print_error(str(error))
+        os._exit(EXIT_FAILED)
+    except StorageError as error:
+        print_error(str(error))
+    except OSError as error:
+        print_error(_explain_bind(config.listen, error))
+    return EXIT_REFUSED
+
+
+async def _salvage(config: Config) -> None:
+    storage = real_environment(config.data_dir).storage
+    assert storage is not None
+    report = await salvage_directory(storage)
+    for line in report.lines():
+        print_error(line)
+
+
+def _say_ready(node: Node) -> None:
+    config = node.config
+    line = f"govern node {config.node_id} ready: clients {join_address(*node.address)}, peers none, data {config.data_dir or 'memory'}"
+    with contextlib.suppress(ReaderGone):  # whoever started the node may be gone; its clients are not
+        print_line(line)
+
+
+def _explain_bind(listen: str, error: OSError) -> str:
+    """One line for an address that cannot be listened on."""
+    if error.errno == errno.EADDRINUSE:
+        reason = "something listens there already: stop it, or give another address with --listen"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        reason = "this machine has no such address: give one of its own with --listen"
+    elif isinstance(error, PermissionError):
+        reason = "this user may not use that port: give one above 1023 with --listen"
+    elif isinstance(error, socket.gaierror):
+        reason = "the name cannot be resolved: give an IP address with --listen"
+    else:
+        reason = f"{error.strerror or error}: give another address with --listen"
+    return f"cannot listen on {listen}: {reason}"
+
+
+# --- the process ----------------------------------------------------------------------------------------------------------------
+
+
+def _set_up_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _raise_files_max(wanted: int) -> None:
+    """Raise the limit of open files as far as `wanted`, or as far as this user may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reachable = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < reachable:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
+            soft = reachable
+        except (ValueError, OSError) as error:  # macOS names a hard limit that it does not grant
+            _log.warning("the limit of %d open files cannot be raised: %s", soft, error)
+    if soft != resource.RLIM_INFINITY and soft < wanted - FILES_RESERVED:
+        _log.info(
+            "connections_max needs %d open files, this process may have %d: raise the hard limit (ulimit -Hn) to use all", wanted, soft
+        )
+
+
+def _tune_collector() -> None:
+    """What was loaded stays: the garbage collector never looks at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
