@@ -41,7 +41,7 @@ MACHINE_ALLOWED: Final = {  # a path, or the start of one: which modules of the 
     "govern/net/tcp.py": ("select", "selectors", "socket", "ssl", "os"),
     "govern/storage/files.py": ("fcntl", "os", "sys", "threading"),
     "govern/environment.py": ("random", "time"),
-    "govern/cli/": ("os", "resource", "shutil", "signal", "socket", "subprocess", "sys"),
+    "govern/cli/": ("os", "resource", "select", "shutil", "signal", "socket", "subprocess", "sys"),
     "govern/__main__.py": ("os", "signal", "sys"),
     "govern/client/where.py": ("os",),  # GOVERN_CONNECT, and nothing else of it
 }

@@ -232,7 +232,10 @@ class Supervisor:
             logger.info("%s: %s ended early: %s", self.name, life.child.name, error)
             return
         self._fatal = error
-        logger.critical("%s: stops because of %s", self.name, life.child.name, exc_info=error)
+        if life.was_up:
+            logger.critical("%s: stops because of %s", self.name, life.child.name, exc_info=error)
+        else:  # an address in use is no crash: whoever starts the tree gets the error and says it better
+            logger.debug("%s: %s could not start", self.name, life.child.name, exc_info=error)
         raise error
 
     async def _live(self, life: _Life, status: _Status) -> None:
