@@ -326,6 +326,7 @@ class ClientSessions:
             await self._hand_over_writes()
             while self._dispatch.writes_pending:
                 await self._take_mail(await self._mailbox.get())
+                await self._hand_over_writes()  # what the mail led to: the removals of a Goodbye, requests that were parked
         except Stopped:
             _log.warning("%d writes were not answered before the node stopped", self._dispatch.writes_pending)
 

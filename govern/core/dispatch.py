@@ -166,7 +166,7 @@ class Dispatch:
             return
         if number == Hello.TYPE:
             raise RemoteProtocolError("Hello was said already")
-        if not self._shard.loaded:
+        if not self._shard.loaded or self.parked:  # nothing overtakes what was parked (Q2)
             self._park(link, raw)
             return
         try:
@@ -202,7 +202,7 @@ class Dispatch:
             text = f"this node speaks protocol version {PROTOCOL_VERSION}, the client {hello.protocol}"
             return self.refuse_link(link, "protocol", text)
         if hello.cluster_id and hello.cluster_id != identity.cluster_id:
-            return self.refuse_link(link, "cluster", f"this node belongs to cluster {identity.cluster_id}, not {hello.cluster_id}")
+            return self.refuse_link(link, "cluster", f"this node belongs to cluster {identity.cluster_id}, not {hello.cluster_id[:64]!r}")
         resumed = True
         if hello.session_id:
             if self._sessions.get(hello.session_id) is None and len(self._sessions) >= self._limits.sessions_max:
@@ -292,24 +292,36 @@ class Dispatch:
         op = DeregisterOp(message.service, message.instance_id, session.session_id, request_id, message.lease_id)
         return self._write(link, op, request_id, message.timeout_ms)
 
-    def _goodbye(self, link: Link, message: Goodbye, request_id: int) -> Message | None:
-        """The session ends: one removal for each ephemeral instance; the last one answers."""
+    def _goodbye(self, link: Link, message: Goodbye, request_id: int) -> None:
+        """The session ends, after everything that its connection asked for before (Q2)."""
+        if link.leaving:
+            raise RemoteProtocolError("Goodbye was said already")
         link.leaving = True
-        leases = [] if link.session is None else list(link.session.leases.items())
-        if not leases or link.session is None:
-            return Done(LSN_ZERO)
-        for place, ((service, instance_id), lease) in enumerate(leases, 1):
-            op = DeregisterOp(service, instance_id, link.session.session_id, request_id, lease.lease_id)
-            asked = (link, request_id) if place == len(leases) else (None, 0)
+        link.goodbye = request_id
+        if not link.writes:
+            self._leave(link, request_id)
+
+    def _leave(self, link: Link, request_id: int) -> None:
+        """One removal for each ephemeral instance; the last one answers."""
+        link.goodbye = None
+        session = link.session
+        if session is None or session.connection not in (None, link) or not session.leases:
+            link.out.append(encode(Done(LSN_ZERO), request_id))
+            return
+        for place, ((service, instance_id), lease) in enumerate(session.leases.items(), 1):
+            op = DeregisterOp(service, instance_id, session.session_id, request_id, lease.lease_id)
+            asked = (link, request_id) if place == len(session.leases) else (None, 0)
             self.writes.append(Write(op, *asked))
-        self.writes_pending += len(leases)
-        return None
+        link.writes += 1
+        self.writes_pending += len(session.leases)
 
     def _session(self, link: Link, request_id: int) -> Session:
         if link.session is None:
             raise Invalid("this connection has no session: give a session id in Hello to register instances")
         if request_id <= 0:
             raise Invalid("a write needs a request id greater than 0")
+        if link.leaving:
+            raise Invalid("this connection said Goodbye: nothing can be registered or changed over it any more")
         return link.session
 
     def _check_disk(self) -> None:
@@ -329,6 +341,7 @@ class Dispatch:
         if self.writes_pending >= self._limits.writes_pending_max:
             raise Overloaded(f"{self.writes_pending} writes wait for the disk already; try again", _RETRY_SECONDS)
         self.writes_pending += 1
+        link.writes += 1
         self.writes.append(Write(op, link, request_id, self.now_us + timeout_ms * 1000 if timeout_ms else 0))
         return None
 
@@ -348,9 +361,17 @@ class Dispatch:
                     _, service, instance_id, lease_id = outcome.replaced
                     loser.out.append(encode(Lost(service, instance_id, lease_id, "superseded")))
                     links[loser] = None
-            link = write.link
-            if link is not None and (link.closing is None or link.leaving):
-                link.out.append(encode(outcome.answer, write.request_id))
-                links[link] = None
+            if write.link is not None:
+                self._answer(write.link, write.request_id, outcome.answer)
+                links[write.link] = None
         self.writes_pending -= sum(type(write.op) is not ExpireOp for write, _ in results)
         return links, changed
+
+    def _answer(self, link: Link, request_id: int, answer: Message) -> None:
+        link.writes -= 1
+        if link.leaving and link.goodbye is None and isinstance(answer, Refused) and answer.code == Gone.reason:
+            answer = Done(LSN_ZERO)  # this was the last removal of a Goodbye, and what should be gone is gone
+        if link.closing is None or link.leaving:
+            link.out.append(encode(answer, request_id))
+        if link.goodbye is not None and not link.writes:
+            self._leave(link, link.goodbye)

@@ -20,6 +20,7 @@ class Link:
 
     __slots__ = (
         "closing",
+        "goodbye",
         "greeted",
         "heard_us",
         "late",
@@ -35,6 +36,7 @@ class Link:
         "subscriptions",
         "unsent",
         "who",
+        "writes",
     )
 
     def __init__(self, peer: str, local_host: str, now_us: int) -> None:
@@ -52,7 +54,9 @@ class Link:
         self.subscriptions: dict[ServiceKey, Lsn] = {}
         self.late: dict[ServiceKey, None] = {}  # changed, and not yet told
         self.pushed_us = -(1 << 62)
+        self.writes = 0  # operations asked for by this link and not yet answered
         self.leaving = False  # said Goodbye
+        self.goodbye: int | None = None  # the request id of a Goodbye that waits for the writes before it
         self.closing: str | None = None  # why it is to be closed once `out` is sent
 
     def __repr__(self) -> str:
@@ -72,15 +76,21 @@ class Gate:
         return len(self._strangers)
 
     def admit(self, link: Link) -> Link | None:
-        """Count a new connection in. Returns the stranger that has to go for it: the oldest of that host or of all, or None."""
+        """Count a new connection in. Returns the stranger that has to go for it: the oldest of that host or of all, or None.
+
+        The one that goes is counted out at once, so that of many admitted in one turn each names another one.
+        """
         self._strangers[link] = None
         of_host = self._by_host.setdefault(link.peer, {})
         of_host[link] = None
         if len(of_host) > self._limits.handshakes_per_host_max:
-            return next(iter(of_host))
-        if len(self._strangers) > self._limits.handshakes_max:
-            return next(iter(self._strangers))
-        return None
+            victim = next(iter(of_host))
+        elif len(self._strangers) > self._limits.handshakes_max:
+            victim = next(iter(self._strangers))
+        else:
+            return None
+        self.forget(victim)
+        return victim
 
     def forget(self, link: Link) -> None:
         """The connection said Hello, or it is gone."""
@@ -100,6 +110,7 @@ def overdue(link: Link, now_us: int, limits: Limits) -> str | None:
         return "a frame was not finished in time"
     if link.stalled_since_us is not None and now_us - link.stalled_since_us > limits.send_stall_seconds_max * 1e6:
         return "nothing was read from this connection for too long"
-    if now_us - link.heard_us > limits.idle_seconds_max * 1e6:
+    unread = len(link.unsent) > limits.unsent_bytes_max  # then this node does not listen, and silence says nothing
+    if not unread and now_us - link.heard_us > limits.idle_seconds_max * 1e6:
         return "no heartbeat in time"
     return None

@@ -26,7 +26,7 @@ from .digests import lease_digest
 from .entries import ExpireOp
 
 SILENCE_MS_DEFAULT: Final = 5_000
-RETRY_US: Final = 1_000_000  # an expiry that was proposed but not carried out is proposed again after this
+RETRY_US: Final = 1_000_000  # an expiry that was proposed but not carried out is proposed again after this, or after the silence if shorter
 
 
 class Lease(NamedTuple):
@@ -172,7 +172,7 @@ class Sessions:
                 self._watch(session, ttl_ms, deadline_us)
             elif holds:
                 silent.append(Silent(session, ttl_ms, session.stamp_us))
-                self._watch(session, ttl_ms, self.now_us + RETRY_US)
+                self._watch(session, ttl_ms, self.now_us + min(RETRY_US, silence_us(ttl_ms)))
             elif session.connection is None and not session.leases:
                 del self._sessions[session.session_id]
             else:

@@ -84,7 +84,7 @@ class Service:
 class Slot:
     """One slot that has been used: its place in its log, its recent operations."""
 
-    __slots__ = ("appended", "floor", "number", "ring", "seq", "term")
+    __slots__ = ("appended", "floor", "number", "ring", "seq", "term", "terms")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -93,10 +93,23 @@ class Slot:
         self.appended = 0  # numbered, perhaps not committed
         self.floor = 0  # the ring holds every change after this seq
         self.ring: deque[Past] = deque()
+        self.terms: list[Lsn] = []  # the first known lsn of each term: one item per start of the node that this log remembers
 
     @property
     def lsn(self) -> Lsn:
         return Lsn(self.term, self.seq)
+
+    def remembers(self, lsn: Lsn) -> bool:
+        """Whether this log went through exactly that lsn, and the ring holds every change after it. An lsn of the same seq from a log whose
+        end was lost is not the same place."""
+        if not self.floor <= lsn.seq <= self.seq:
+            return False
+        term = 0
+        for first in reversed(self.terms):
+            if first.seq <= lsn.seq:
+                term = first.term
+                break
+        return term == lsn.term
 
 
 def _refused(error: Rejected) -> Refused:
@@ -181,6 +194,8 @@ class Shard:
             return Outcome(Done(slot.lsn))
         assert seq == slot.seq + 1, (slot_number, term, seq, slot.lsn)  # D2
         assert term >= slot.term, (slot_number, term, seq, slot.lsn)
+        if term != slot.term:
+            slot.terms.append(Lsn(term, seq))
         slot.term, slot.seq, slot.appended = term, seq, max(seq, slot.appended)
         self.applied_count += 1
         lsn = Lsn(term, seq)
@@ -303,7 +318,7 @@ class Shard:
         if since == lsn:
             return None, lsn
         slot = self._slots.get(slot_of(key))
-        if slot is None or since > slot.lsn or since.seq < slot.floor:
+        if slot is None or not slot.remembers(since):
             return None
         latest: dict[str, bytes | None] = {}
         for looked_at, past in enumerate(reversed(slot.ring)):
@@ -346,6 +361,7 @@ class Shard:
         """Take over one slot from a snapshot; only before any operation of that slot was applied."""
         slot = self._add_slot(block.slot)
         slot.term, slot.seq, slot.appended, slot.floor = *block.lsn, block.lsn.seq, block.lsn.seq
+        slot.terms.append(block.lsn)
         for namespace, name, term, seq, entries in _unpack_rows(block.state):
             service = self._add_service(slot, ServiceKey(namespace, name))
             service.lsn, service.entries = Lsn(term, seq), entries
@@ -389,7 +405,7 @@ def check_changes(changes: dict[str, Any], client_part: list[Any]) -> dict[int, 
     """Validated changes by field number, checked together with the rest of the instance; raises `Invalid`."""
     unknown = sorted(str(name) for name in changes if name not in FIELD_NUMBERS)
     if unknown or not changes:
-        raise Invalid(f"an update changes weight, zone, version, metadata or status, not {', '.join(unknown) or 'nothing'}")
+        raise Invalid(f"an update changes weight, zone, version, metadata or status, not {', '.join(unknown)[:80] or 'nothing'}")
     numbered = {FIELD_NUMBERS[name]: value for name, value in changes.items()}
     candidate = [numbered.get(number, value) for number, value in enumerate(client_part)]
     packed = msgpack.unpackb(pack_client_part(candidate))
