@@ -134,8 +134,6 @@ class LogReader:
     async def _enter(self, number: int) -> None:
         self._data = await self.load(number)
         self._seed = batch_seed(self._identity, number)
-        if len(self._data) < self.position.offset and self.position != START:
-            raise self.corrupt("is missing or ends")
 
     async def _continue_in_next_segment(self) -> bool:
         """Go to the next segment if its first batch continues the chain (R2)."""
@@ -151,8 +149,10 @@ class LogReader:
         return True
 
     async def _check_behind(self) -> None:
-        """Raise `Corrupt` when a valid batch lies anywhere behind the end of the chain (R1)."""
+        """Raise `Corrupt` when a valid batch lies anywhere behind the end of the chain (R1), or when the end is where no file is."""
         assert self._data is not None
+        if len(self._data) < self.position.offset and self.position != START:
+            raise self.corrupt("is missing or ends")
         if find_batch(self._data, self.position.offset, self._seed) is not None:
             raise self.corrupt("is damaged")
         for number in self.numbers:
