@@ -19,6 +19,7 @@ F3  A batch begins at a multiple of 512, the unit in which disks tear. Zeros are
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -88,6 +89,7 @@ class Identity(NamedTuple):
 # --- identity ---------------------------------------------------------------------------------------------------------------
 
 _IDENTITY_TITLE: Final = "govern data directory"
+_identity_fields_match = re.compile(rb"cluster_id ([0-9a-f]{32})\ndisk_id ([0-9a-f]{32})\nboot_no ([0-9]{1,19})").fullmatch
 
 
 def encode_identity(identity: Identity) -> bytes:
@@ -109,12 +111,11 @@ def decode_identity(data: bytes) -> Identity:
         if version.isdigit() and int(version) > FORMAT_VERSION:
             raise NewerFormat(f"format {int(version)}")
         raise FormatError("damaged")
-    try:
-        names, values = zip(*(line.decode("ascii").split(" ") for line in lines[2:5]), strict=True)
-        identity = Identity(bytes.fromhex(values[0]), bytes.fromhex(values[1]), int(values[2]))
-    except ValueError as error:
-        raise FormatError("damaged") from error
-    if names != ("cluster_id", "disk_id", "boot_no") or encode_identity(identity) != data:
+    match = _identity_fields_match(b"\n".join(lines[2:5]))
+    if match is None:
+        raise FormatError("damaged")
+    identity = Identity(bytes.fromhex(match[1].decode()), bytes.fromhex(match[2].decode()), int(match[3]))
+    if encode_identity(identity) != data:
         raise FormatError("damaged")
     return identity
 
