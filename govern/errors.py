@@ -14,6 +14,8 @@ nobody can know what is on the disk.
 
 from __future__ import annotations
 
+from typing import Final
+
 
 class GovernError(Exception):
     """The base of every error that govern raises on purpose."""
@@ -123,4 +125,4 @@ class StorageFailed(StorageError):
     """A write or an fsync failed while serving. Nothing may be retried: see rule W4 in docs/protocol.md."""
 
 
-REJECTIONS: dict[str, type[Rejected]] = {kind.reason: kind for kind in (Rejected, Invalid, Gone, Superseded, Overloaded, DiskFull)}
+REJECTIONS: Final[dict[str, type[Rejected]]] = {kind.reason: kind for kind in (Rejected, Invalid, Gone, Superseded, Overloaded, DiskFull)}

@@ -34,8 +34,10 @@ LOWER_FLOORS: Final = {  # floor: what it must never import
     "govern/actors/": ("govern.client", "govern.cli", "govern.testing"),
 }
 MACHINE: Final = frozenset(
-    ("asyncio", "ctypes", "fcntl", "mmap", "multiprocessing", "os", "random", "resource", "secrets", "select", "selectors")
-    + ("shutil", "signal", "socket", "ssl", "subprocess", "sys", "tempfile", "threading", "time", "uuid")
+    [
+        *("asyncio", "ctypes", "fcntl", "mmap", "multiprocessing", "os", "random", "resource", "secrets", "select", "selectors"),
+        *("shutil", "signal", "socket", "ssl", "subprocess", "sys", "tempfile", "threading", "time", "uuid"),
+    ]
 )
 MACHINE_ALLOWED: Final = {  # a path, or the start of one: which modules of the machine it may use
     "govern/net/tcp.py": ("select", "selectors", "socket", "ssl", "os"),
@@ -145,10 +147,11 @@ def find_unseeded_chance(path: str, tree: ast.Module) -> Iterator[str]:
         if inside(name, "random") and name != "random":
             yield f"{path}:{line} import random itself, so that its use can be seen"
     for node in ast.walk(tree):
-        used = dotted(node) if isinstance(node, ast.Attribute) else ""
-        seeded = used == "random.Random" and (id(node) in types or id(node) in annotations)
-        if used.startswith("random.") and not seeded:
-            yield f"{path}:{node.lineno} only random.Random(seed) is repeatable, not {used}"
+        if not isinstance(node, ast.Attribute) or not dotted(node).startswith("random."):
+            continue
+        seeded = dotted(node) == "random.Random" and (id(node) in types or id(node) in annotations)
+        if not seeded:
+            yield f"{path}:{node.lineno} only random.Random(seed) is repeatable, not {dotted(node)}"
 
 
 def find_private_trio(path: str, tree: ast.Module) -> Iterator[str]:
