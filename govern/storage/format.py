@@ -34,6 +34,7 @@ RECORD_BYTES_MAX: Final = BATCH_BYTES_MAX - 64  # payload of one record, so that
 _SEGMENT_MAGIC: Final = b"govern log\r\n\x1a\n\x00\x00"
 _BATCH_MAGIC: Final = 0x42_76_6F_67  # "govB" in the file
 _BATCH_MAGIC_BYTES: Final = _BATCH_MAGIC.to_bytes(4, "little")
+_ZEROS: Final = bytes(1 << 16)
 _segment_header = struct.Struct("<16sI16s16sQI")
 _batch_header = struct.Struct("<IIQIII")
 _batch_header_body = struct.Struct("<IIQII")
@@ -222,7 +223,13 @@ def find_batch(data: bytes, offset: int, seed: int) -> int | None:
 
 def last_used(data: bytes, offset: int) -> int:
     """Where the zeros begin that fill `data` to its end, but at least `offset`."""
-    return max(offset, len(data.rstrip(b"\0")))
+    end = len(data)
+    while end > offset:
+        start = max(offset, end - len(_ZEROS))
+        if data[start:end] != _ZEROS[: end - start]:  # comparing is ten times as fast as stripping
+            return start + len(data[start:end].rstrip(b"\0"))
+        end = start
+    return offset
 
 
 # --- records ----------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from govern.errors import Corrupt, DirectoryInUse, FormatTooNew, NoSpace, StorageError, StorageFailed
 from govern.storage.directory import DataDirectory, LoadReport, open_directory
@@ -464,3 +466,37 @@ async def test_a_life_on_a_real_directory(tmp_path: pathlib.Path) -> None:
                         await directory.snapshot([Block(1, 1, 1, seq, bytes(100_000))])
                 nursery.cancel_scope.cancel()
     assert len([name for name in os.listdir(tmp_path) if name.startswith("snapshot-")]) == 2
+
+
+# --- hostile files ------------------------------------------------------------------------------------------------------------
+
+
+async def read_hostile(storage: SimStorage) -> None:
+    try:
+        loaded = await reload(storage)
+    except StorageError as error:
+        assert "\n" not in str(error)
+    else:
+        assert loaded.sequence() == list(range(1, len(loaded.sequence()) + 1))
+        await work(storage, 2)
+
+
+@pytest.fixture(scope="module")
+def aged() -> SimStorage:
+    storage = SimStorage(random.Random(0))
+    trio.run(work, storage, 12, (5, 9))
+    return storage
+
+
+@given(st.data())
+def test_files_of_any_contents_are_loaded_or_refused(aged: SimStorage, data: st.DataObject) -> None:
+    """Whatever somebody wrote into the files, loading ends with one line or with a row of operations that has no gap (§21.21)."""
+    storage = copy.deepcopy(aged)
+    for _ in range(data.draw(st.integers(1, 4))):
+        name = data.draw(st.sampled_from(storage.names()))
+        content = storage.contents(name)
+        at = data.draw(st.integers(0, len(content) - 1) | st.integers(0, min(150, len(content) - 1)))
+        for index, byte in enumerate(data.draw(st.binary(min_size=1, max_size=24))):
+            if at + index < len(content):
+                storage.flip(name, at + index, byte)
+    trio.run(read_hostile, storage)

@@ -130,8 +130,10 @@ def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
             decode(raw)
 
 
-@given(st.binary(max_size=200), st.integers(0, 3000))
+@given(st.binary(max_size=200), st.integers(0, 200_000))
 @example(b"", 0)
+@example(b"x", 65536)
+@example(b"x", 65535)
 def test_the_zeros_at_the_end_are_measured(data: bytes, zeros: int) -> None:
     """`last_used` is where the last byte that is not zero ends, and never before the offset asked."""
     used = last_used(data + bytes(zeros), 0)
