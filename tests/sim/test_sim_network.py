@@ -208,7 +208,7 @@ def test_a_cut_loses_a_suffix_and_only_of_its_connections() -> None:
     sent = b"".join(b"%04d" % number for number in range(50))
 
     async def scenario(network: SimNetwork) -> None:
-        stream, _, connection = await connect(network)
+        stream, poller, connection = await connect(network)
         other_stream, _, other = await connect(network, "a", "c")
         with network.rule(lambda source, target, data: 1.0 if target == "b" else None):
             for start in range(0, len(sent), 4):
@@ -218,7 +218,7 @@ def test_a_cut_loses_a_suffix_and_only_of_its_connections() -> None:
         received = b""
         while (piece := connection.recv()) != b"":
             received += piece or b""
-            await trio.sleep(0.0003)
+            await poller.wait()
         assert sent.startswith(received)
         kept.append(len(received))
         assert connection.send(b"x") == -1
