@@ -167,7 +167,7 @@ class Change:
 def _refuse(what: str, value: object, rule: str) -> Invalid:
     try:
         shown = repr(value)
-    except ValueError:  # Python refuses to print numbers of thousands of digits
+    except (ValueError, RecursionError):  # Python refuses to print numbers of thousands of digits, and lists a thousand deep
         shown = f"that is a {type(value).__name__}"
     return Invalid(f"{what} {shown if len(shown) <= 80 else shown[:77] + '...'} is not valid: use {rule}")
 

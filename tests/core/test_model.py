@@ -236,6 +236,15 @@ def test_an_instance_with_a_wrong_attribute_is_invalid_and_nothing_else(instance
         assert getattr(instance, name) != value or type(getattr(instance, name)) is not type(value)
 
 
+def test_a_value_nested_too_deeply_to_be_shown_is_invalid() -> None:
+    """A frame of a kilobyte can hold lists that Python cannot print; that is a mistake of the client and no error of the node."""
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(Invalid, match="that is a list"):
+        check_name(value)
+
+
 def test_suspect_is_never_packed() -> None:
     """The overlay of a node is nothing that a client may register."""
     with pytest.raises(Invalid):
