@@ -32,7 +32,7 @@ from ..errors import Stopped
 from ..messages import FRAME_BYTES_MAX_TO_NODE, Refused, encode
 from ..net.frames import FrameReader
 from .mail import Committed, LastRead, Loaded, SessionsMail, WriteBatch
-from .runtime import Mailbox
+from .runtime import Mailbox, MailboxFull
 
 ACCEPT_MAX: Final = 128  # per turn
 READY_MAX: Final = 512  # connections per turn
@@ -87,6 +87,7 @@ class ClientSessions:
         self._channels: dict[Link, Channel] = {}
         self._late = trio.Event()
         self._to_carry = trio.Event()
+        self._carrying = False
 
     @property
     def connections(self) -> int:
@@ -235,15 +236,24 @@ class ClientSessions:
 
     def _end_turn(self) -> None:
         self._close_refused()
-        if self._dispatch.writes:
+        writes = self._dispatch.writes
+        if not writes or self._carrying:
+            return
+        try:
+            while writes:
+                self._store_mailbox.post(WriteBatch(writes[:WRITES_PER_BATCH]))
+                del writes[:WRITES_PER_BATCH]
+        except MailboxFull:
             self._to_carry.set()
 
     async def _carry_writes(self) -> None:
-        """Hand the writes of each turn to the store. A task of its own, so that nobody who reads mail ever waits for the store."""
+        """Hand writes over when the store is behind. A task of its own, so that nobody who reads mail ever waits for the store."""
         while True:
             await self._to_carry.wait()
             self._to_carry = trio.Event()
+            self._carrying = True
             await self._hand_over_writes()
+            self._carrying = False
 
     async def _hand_over_writes(self) -> None:
         writes = self._dispatch.writes
