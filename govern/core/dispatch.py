@@ -145,7 +145,8 @@ class Dispatch:
         """Tell the other side why, once, and close the connection."""
         if link.closing is None:
             link.closing = text
-            link.out.append(encode(Refused(code, text)))
+            passes = code in (Overloaded.reason, "timeout", "stopping")  # a client that is told so comes back; others give up
+            link.out.append(encode(Refused(code, text, round(_RETRY_SECONDS * 1000) if passes else 0)))
         self.to_close[link] = None
 
     def _take(self, link: Link, raw: list[Any]) -> None:

@@ -14,7 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -194,6 +194,11 @@ class Raw:
             return False
         return True
 
+    async def finish(self) -> None:
+        """Say that nothing more will be sent."""
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._stream.send_eof()
+
     async def read_to_end(self, seconds: float = PATIENCE_SECONDS) -> list[Message]:
         """Read until the node closes, and return what it said; fails the test when it does not close in time."""
         with trio.move_on_after(seconds) as scope:
@@ -223,7 +228,7 @@ class Raw:
 
 
 @contextlib.asynccontextmanager
-async def raw_connection(port: int) -> Any:
+async def raw_connection(port: int) -> AsyncIterator[Raw]:
     """A connection on which nothing was said yet."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with stream:
