@@ -13,6 +13,8 @@ R2  A batch that did not fit at the end of a segment is the first of the next on
 R3  What lies behind the end is overwritten with zeros, durably, before anything is appended. Otherwise a later, shorter batch would be
     followed by the remains of the torn one, and the rule "zeros follow the end" that R1 and people rely on would be gone.
 R4  A segment with an undamaged header of another directory is never written to: the whole directory is refused.
+R5  What was read is synced before it counts. After the death of a process, not of the machine, the last batch may be known to the
+    system's cache only; without a sync of our own, a later loss of power would take it back although it has been shown to others.
 """
 
 from __future__ import annotations
@@ -162,10 +164,11 @@ class LogReader:
                     raise self.corrupt("is damaged or followed by a gap")
 
     async def clean(self) -> None:
-        """Make everything behind the end zeros, durably (R3), and remove later segments that were never finished.
+        """Make what was read durable (R5) and everything behind it zeros (R3), and remove later segments that were never finished.
 
         Only after `read` came to the end. Raises `StorageFailed`, `NoSpace`; interrupted at any point, the next start does the same.
         """
+        self._data = None
         first = last = self.position.segment_no
         for number in [number for number in self.numbers if number >= first]:
             data = await self.load(number)
@@ -176,16 +179,15 @@ class LogReader:
                 keep, offset = header_is_good and number == last + 1, SEGMENT_HEADER_BYTES
             if keep:
                 last = number
-                await self._wipe(number, data, offset, header_is_good)
+                await self._settle(number, data, offset, header_is_good)
             else:
                 await self._storage.remove(segment_name(number))
                 self.numbers.remove(number)
         await self._storage.sync_directory()
 
-    async def _wipe(self, number: int, data: bytes, offset: int, header_is_good: bool) -> None:
+    async def _settle(self, number: int, data: bytes, offset: int, header_is_good: bool) -> None:
+        """Zeros from `offset` on, a good header before, and all of it durable (R3, R5)."""
         end = last_used(data, offset)
-        if header_is_good and end == offset:
-            return
         file = await self._storage.open(segment_name(number))
         try:
             if not header_is_good:

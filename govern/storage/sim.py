@@ -18,14 +18,16 @@ M4  Each step that can be torn apart is an operation of its own for `before`, `f
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import attrs
 import trio
 
 from ..errors import DirectoryInUse, NoSpace, StorageError, StorageFailed
+
+if TYPE_CHECKING:
+    import random
 
 SECTOR: Final = 512
 

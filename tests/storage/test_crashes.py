@@ -117,17 +117,21 @@ async def live(storage: SimStorage, model: Model, chance: random.Random, steps: 
 async def crash_at(number: int, seed: int) -> bool:
     """Four lives; the power is lost at operation `number` and once more soon after, so that recovery itself is interrupted as well.
 
+    In half of the runs the first event is only the death of the process: the next life then reads what nobody has synced, and must
+    not take it for durable.
+
     False when there are no so many operations.
     """
     chance = random.Random(seed)
     door = SimStorage(random.Random(seed * 1000 + number))
     crashes = [number + chance.randrange(1, 30), number]
+    kill_first = chance.random() < 0.5
     after: list[SimStorage] = []
 
     def before(operation: Operation) -> None:
         if crashes and operation.number == crashes[-1]:
             crashes.pop()
-            after.append(door.crash())
+            after.append(door.kill() if crashes and kill_first else door.crash())
 
     door.before = before
     model, reached = Model(), False
@@ -156,7 +160,7 @@ def crash_everywhere(seed: int, stride: int = 1) -> int:
     return trio.run(everywhere, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_crash_at_every_operation_loses_nothing_that_was_acknowledged(seed: int) -> None:
     """Whatever sectors and names survive, recovery succeeds and gives back what was acknowledged, in order and without inventions."""
     assert crash_everywhere(seed) > 100

@@ -215,6 +215,22 @@ async def test_a_snapshot_is_taken_slot_by_slot_while_appends_go_on(autojump_clo
     assert 0 < sum(block.seq for block in loaded.blocks.values()) < 100
 
 
+async def test_a_snapshot_during_an_append_of_several_batches_misses_none_of_them(autojump_clock: trio.testing.MockClock) -> None:
+    """A replay begins before an append of which only some batches are durable: the caller has applied none of its records yet."""
+    storage = SimStorage(random.Random(0))
+    async with open_directory(storage, random.Random(0), segment_bytes=SMALL) as directory:
+        await load(directory)
+        storage.latency_seconds = (1.0, 1.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(directory.log.append, [Record(1, 1, seq, 1, bytes(1500)) for seq in range(1, 13)])
+            while directory.log.statistics().batches < 2:
+                await trio.sleep(0.5)
+            storage.latency_seconds = (0.0, 0.0)
+            await directory.snapshot([Block(1, 1, 0, 0, b"")])
+    storage = storage.crash()
+    assert (await reload(storage)).sequence() == list(range(1, 13))
+
+
 async def test_two_snapshots_are_kept_and_the_log_from_the_older_one_on() -> None:
     """Segments go only when two good snapshots have made them needless, and then they do go."""
     storage = SimStorage(random.Random(0))

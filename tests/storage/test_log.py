@@ -267,6 +267,19 @@ async def test_a_sector_lost_as_zeros_in_the_middle_is_damage() -> None:
         await opened(storage)
 
 
+async def test_a_write_that_went_to_the_wrong_place_is_damage() -> None:
+    """A batch that is valid but stands where another one belongs does not continue the log: its number and its link tell."""
+    storage = SimStorage(random.Random(0))
+    log, _ = await opened(storage)
+    for number in range(4):
+        await log.append([record(number)])
+    await log.close()
+    file = await storage.open(segment_name(1))
+    await file.write(SEGMENT_HEADER_BYTES + 1024, await file.read(SEGMENT_HEADER_BYTES + 512, 512))
+    with pytest.raises(Corrupt, match="at byte 5120; 2 records"):
+        await opened(storage)
+
+
 async def test_a_missing_segment_is_damage() -> None:
     """A segment that disappeared between others is a gap, not an end; without the first one there is no beginning."""
     for missing in (1, 2):
