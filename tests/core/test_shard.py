@@ -101,8 +101,8 @@ def model_apply(state: State, op: Op, lsn: Lsn) -> tuple[Message | str, bool, Re
 
 def model_digest(service: ServiceKey, instance_id: str, lease_id: Lsn) -> int:
     """The documented digest, written down a second time."""
-    packed = msgpack.packb([service.namespace, service.name, instance_id, lease_id.term, lease_id.seq])
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "big")
+    text = f"{service.namespace}/{service.name} {instance_id} {lease_id.term} {lease_id.seq}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,93 @@
+"""The patience of a node with its connections: how many strangers wait at the gate, and what is overdue."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from govern.core.limits import Limits
+from govern.core.links import Gate, Link, overdue
+
+LIMITS = Limits(handshakes_max=4, handshakes_per_host_max=2, unsent_bytes_max=10)
+SECOND_US = 1_000_000
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 3)), max_size=40))
+@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+def test_the_gate_keeps_its_limits_and_lets_the_oldest_go(arrivals: list[tuple[str, int]]) -> None:
+    """However strangers arrive and leave, also many before the first victim is really closed: never more than the limits are counted, each is
+    named at most once, and the one that goes is the oldest of its host, or of all. A plain list says who that is."""
+    gate = Gate(LIMITS)
+    waiting: list[Link] = []
+    for host, leaving in arrivals:
+        link = Link(host, "me", 0)
+        waiting.append(link)
+        of_host = [each for each in waiting if each.peer == host]
+        expected = None
+        if len(of_host) > LIMITS.handshakes_per_host_max:
+            expected = of_host[0]
+        elif len(waiting) > LIMITS.handshakes_max:
+            expected = waiting[0]
+        assert gate.admit(link) is expected
+        if expected is not None:
+            waiting.remove(expected)
+            gate.forget(expected)  # it is closed later; that it is counted out already does not matter
+        if leaving == 3 and waiting:
+            gate.forget(waiting.pop(len(waiting) // 2))
+        assert len(gate) == len(waiting) <= LIMITS.handshakes_max
+
+
+def test_one_host_cannot_crowd_out_the_others() -> None:
+    """A host with many strangers loses its own; those of other hosts stay."""
+    gate = Gate(LIMITS)
+    quiet = Link("quiet", "me", 0)
+    assert gate.admit(quiet) is None
+    noisy = [Link("noisy", "me", 0) for _ in range(10)]
+    victims = [gate.admit(link) for link in noisy]
+    assert victims == [None, None, *noisy[:8]]
+    assert len(gate) == 3
+
+
+def greeted(heard_us: int = 0) -> Link:
+    link = Link("host", "me", 0)
+    link.greeted = True
+    link.heard_us = heard_us
+    return link
+
+
+def test_a_stranger_has_five_seconds() -> None:
+    """At the limit it stays, after it it goes; having said Hello it stays."""
+    link = Link("host", "me", 3 * SECOND_US)
+    assert overdue(link, 8 * SECOND_US, LIMITS) is None
+    assert overdue(link, 8 * SECOND_US + 1, LIMITS) == "no Hello in time"
+    link.greeted = True
+    assert overdue(link, 8 * SECOND_US + 1, LIMITS) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "seconds", "reason"),
+    [
+        ("partial_since_us", 10, "a frame was not finished in time"),
+        ("stalled_since_us", 60, "nothing was read from this connection for too long"),
+        ("heard_us", 15, "no heartbeat in time"),
+    ],
+)
+def test_each_patience_ends_just_after_its_limit(field: str, seconds: int, reason: str) -> None:
+    """Exactly at the limit a link stays; a microsecond later it is overdue, for that reason."""
+    since_us = 100 * SECOND_US
+    link = greeted(heard_us=since_us + seconds * SECOND_US)
+    setattr(link, field, since_us)
+    assert overdue(link, since_us + seconds * SECOND_US, LIMITS) is None
+    assert overdue(link, since_us + seconds * SECOND_US + 1, LIMITS) == reason
+
+
+def test_a_link_that_the_node_does_not_read_is_not_called_silent() -> None:
+    """Above `unsent_bytes_max` the node reads nothing, so only the stall of the socket counts."""
+    link = greeted()
+    link.unsent = bytes(LIMITS.unsent_bytes_max + 1)
+    link.stalled_since_us = 20 * SECOND_US
+    assert overdue(link, 80 * SECOND_US, LIMITS) is None
+    assert overdue(link, 80 * SECOND_US + 1, LIMITS) == "nothing was read from this connection for too long"
+    link.unsent = bytes(LIMITS.unsent_bytes_max)
+    assert overdue(link, 80 * SECOND_US, LIMITS) == "no heartbeat in time"
