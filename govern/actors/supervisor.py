@@ -232,10 +232,10 @@ class Supervisor:
             logger.info("%s: %s ended early: %s", self.name, life.child.name, error)
             return
         self._fatal = error
-        if life.was_up:
+        if life.was_up and not isinstance(unwrap(error), GovernError):
             logger.critical("%s: stops because of %s", self.name, life.child.name, exc_info=error)
-        else:  # an address in use is no crash: whoever starts the tree gets the error and says it better
-            logger.debug("%s: %s could not start", self.name, life.child.name, exc_info=error)
+        else:  # an address in use or a damaged disk is no crash: whoever runs the tree gets the error and says it better
+            logger.debug("%s: stops because of %s", self.name, life.child.name, exc_info=error)
         raise error
 
     async def _live(self, life: _Life, status: _Status) -> None:

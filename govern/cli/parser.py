@@ -88,7 +88,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = [each for each in known if each.endswith(word.lstrip("-"))] or difflib.get_close_matches(word, known, n=1)
+    bare = word.lstrip("-")
+    close = [each for each in known if bare and each.endswith(bare)] or difflib.get_close_matches(bare and word, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -279,7 +280,7 @@ def run(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter must not end a verb
     if not __debug__:
-        print_error("govern keeps its assertions on: start Python without -O and without PYTHONOPTIMIZE")
+        print_error("assertions must stay on: start Python without -O and without PYTHONOPTIMIZE")
         return EXIT_USAGE
     verb, rest = ("serve", arguments) if not arguments or arguments[0].startswith("-") else (arguments[0], arguments[1:])
     if verb == "help" or arguments[:1] in (["-h"], ["--help"]):
