@@ -16,7 +16,7 @@ SECOND_US = 1_000_000
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 3)), max_size=40))
 @settings(max_examples=150, derandomize=True, database=None, deadline=None)
 def test_the_gate_keeps_its_limits_and_lets_the_oldest_go(arrivals: list[tuple[str, int]]) -> None:
-    """However strangers arrive and leave, also many before the first victim is really closed: never more than the limits are counted, each is
+    """However strangers arrive and leave, also many before a victim is really closed: never more than the limits are counted, each is
     named at most once, and the one that goes is the oldest of its host, or of all. A plain list says who that is."""
     gate = Gate(LIMITS)
     waiting: list[Link] = []
