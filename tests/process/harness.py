@@ -71,9 +71,8 @@ class Program:
         self.name = name
         self._out, self._err = directory / f"{name}.out", directory / f"{name}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
-                command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, **{"stdout": out, "stderr": err} | options
-            )
+            streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+            self.process = subprocess.Popen(command, cwd=directory, env=environment, **streams | options)
 
     def __repr__(self) -> str:
         return f"<Program {self.name} pid={self.process.pid} code={self.process.poll()}>"
