@@ -28,6 +28,8 @@ from .errors import LocalProtocolError, RemoteProtocolError
 from .model import LSN_ZERO, Lsn, ServiceKey, check_name, check_namespace
 
 PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION_MIN: Final = 1
+"""The oldest version that is still spoken; a newer other side speaks ours."""
 FRAME_BYTES_MAX_TO_NODE: Final = 256 * 1024
 FRAME_BYTES_MAX_TO_CLIENT: Final = 8 * 1024 * 1024
 PAGE_ITEMS_MAX: Final = 512
@@ -335,7 +337,7 @@ class Goodbye(Message):
 
 @attrs.frozen
 class Lost(Message):
-    """Pushed to a session: its registration of this instance is no longer held, and why (`superseded`, `expired`)."""
+    """Pushed to a session: its registration of this instance is no longer held, and why: `superseded`."""
 
     TYPE: ClassVar[int] = 22
     service: ServiceKey = _field(_service)
@@ -377,6 +379,7 @@ TO_NODE: Final = frozenset(
 TO_CLIENT: Final = frozenset(MESSAGES) - TO_NODE
 
 _CHECKS: Final = {number: tuple(field.metadata["check"] for field in attrs.fields(kind)) for number, kind in MESSAGES.items()}
+_NAMES: Final = {number: tuple(field.name for field in attrs.fields(kind)) for number, kind in MESSAGES.items()}
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------------
@@ -430,11 +433,12 @@ def frame(payload: bytes) -> bytes:
 
 def encode(message: Message, request_id: int = 0) -> bytes:
     """The whole frame of a message; raises `LocalProtocolError` when it would be larger than any reader accepts."""
-    values = attrs.astuple(message, recurse=False)
-    payload: bytes = msgpack.packb([message.TYPE, request_id, *values])
-    bytes_max = FRAME_BYTES_MAX_TO_NODE if message.TYPE in TO_NODE else FRAME_BYTES_MAX_TO_CLIENT
-    if len(payload) > bytes_max:
-        raise LocalProtocolError(f"{type(message).__name__} of {len(payload)} bytes is larger than the limit of {bytes_max}")
+    number = message.TYPE
+    payload: bytes = msgpack.packb([number, request_id, *[getattr(message, name) for name in _NAMES[number]]])
+    if len(payload) > FRAME_BYTES_MAX_TO_NODE:  # rarely, so only then is it asked which limit it is
+        bytes_max = FRAME_BYTES_MAX_TO_NODE if number in TO_NODE else FRAME_BYTES_MAX_TO_CLIENT
+        if len(payload) > bytes_max:
+            raise LocalProtocolError(f"{type(message).__name__} of {len(payload)} bytes is larger than the limit of {bytes_max}")
     return frame(payload)
 
 
@@ -455,8 +459,8 @@ def pack_head(*values: object) -> bytes:
 
 def join_frame(type_number: int, request_id: int, field_count: int, body: bytes) -> bytes:
     """A frame whose fields are packed already."""
-    payload = _array_header(field_count + 2) + pack_head(type_number, request_id) + body
-    return _LENGTH.pack(len(payload)) + payload
+    head = bytes((0x90 | field_count + 2, type_number)) + msgpack.packb(request_id)  # a small array; a small number is its own byte
+    return b"".join((_LENGTH.pack(len(head) + len(body)), head, body))  # one copy: a view is tens of kilobytes
 
 
 def view_bodies(service: ServiceKey, lsn: Lsn, fresh: bool, publics: Sequence[bytes]) -> list[bytes]:
@@ -467,7 +471,7 @@ def view_bodies(service: ServiceKey, lsn: Lsn, fresh: bool, publics: Sequence[by
 
 def view_frames(bodies: Iterable[bytes], request_id: int) -> bytes:
     """The `View` frames for one asker, joined."""
-    return b"".join(join_frame(View.TYPE, request_id, 5, body) for body in bodies)
+    return b"".join([join_frame(View.TYPE, request_id, 5, body) for body in bodies])
 
 
 def delta_frame(service: ServiceKey, since: Lsn, lsn: Lsn, changed: Sequence[bytes], removed: Sequence[str]) -> bytes:
