@@ -199,12 +199,17 @@ class ClientCore:
         if self.phase is not Phase.UP:
             return math.inf
         return min(
-            self._heartbeat_at + self.interval_seconds,
+            self._heartbeat_due_at,
             self._silent_at,
             self._doubted_at + SECOND_LOOK_SECONDS,
             self.registrations.deadline,
             self.views.deadline,
         )
+
+    @property
+    def _heartbeat_due_at(self) -> float:
+        """A session that has said Goodbye has nothing to keep alive."""
+        return self._heartbeat_at + self.interval_seconds if self._goodbye is None else math.inf
 
     @property
     def _silent_at(self) -> float:
@@ -225,7 +230,7 @@ class ClientCore:
             raise Unreachable("the node does not answer heartbeats any more")
         if now >= self._silent_at:
             self._doubted_at = now
-        if now >= self._heartbeat_at + self.interval_seconds and self._goodbye is None:
+        if now >= self._heartbeat_due_at:
             self._send_heartbeat(now)
         self.registrations.wake(now)
         self.views.wake(now)

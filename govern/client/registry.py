@@ -7,6 +7,7 @@ told any more, and the exception that ended it comes out as it went in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
@@ -248,24 +249,26 @@ async def connect(
     body_error: BaseException | None = None
     crash: BaseException | None = None
 
-    async def keep_up(body: trio.CancelScope) -> None:
+    async def keep_up(body: trio.CancelScope, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         nonlocal crash
-        try:
-            await link.run()
-        except Exception as error:  # our own bug, or an exception that hit our task: the block must not go on without its link
-            crash = error
-        except BaseExceptionGroup as group:
-            _, crash = group.split(trio.Cancelled)
-            if crash is None:
+        # Shielded, because a cancellation from outside must reach the block first: what is left in it still needs the link. The
+        # block has its second for that, and then cancels this scope.
+        with trio.CancelScope(shield=True, deadline=math.inf) as scope:
+            task_status.started(scope)
+            try:
+                await link.run()
+            except trio.Cancelled:
                 raise
-        except KeyboardInterrupt as error:
-            crash = error
-        body.cancel()
+            except BaseException as error:  # our own bug, or a signal that hit this task: the block must not go on without its link
+                _, crash = error.split(trio.Cancelled) if isinstance(error, BaseExceptionGroup) else (None, error)
+                if crash is None:
+                    raise
+                body.cancel()
 
     try:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as body:
-                nursery.start_soon(keep_up, body)
+                upkeep: trio.CancelScope = await nursery.start(keep_up, body)
                 try:
                     try:
                         await link.wait_first(timeout)
@@ -274,11 +277,9 @@ async def connect(
                         await registry._farewell()
                 except BaseException as error:  # raised again below: outside of the nursery, and so outside of any group
                     body_error = error
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:  # only Cancelled, from a scope around us: it does not replace what the block raised
-        _, rest = group.split(trio.Cancelled)
-        if rest is not None or (body_error is None and crash is None):
-            raise
+                upkeep.cancel()
+    except BaseExceptionGroup as group:  # never the block's own: that one is in `body_error`
+        crash = crash or group
     if crash is not None:
         raise _alone(crash)
     if body_error is not None:
