@@ -21,8 +21,11 @@ from .._version import VERSION
 from ..config import Config, key_doc, key_is_flag, key_names
 from ..model import Instance
 from .output import print_error
+from .process import EXIT_DONE, EXIT_USAGE
+from .reads import lookup, services, status, watch
+from .register import register
+from .serve import serve
 
-EXIT_USAGE: Final = 2
 TIMEOUT_SECONDS_DEFAULT: Final = 5.0
 HELP_WIDTH: Final = 80
 
@@ -285,10 +288,10 @@ def run(arguments: Sequence[str]) -> int:
     verb, rest = ("serve", arguments) if not arguments or arguments[0].startswith("-") else (arguments[0], arguments[1:])
     if verb == "help" or arguments[:1] in (["-h"], ["--help"]):
         sys.stdout.write(_OVERVIEW)
-        return 0
+        return EXIT_DONE
     if arguments[:1] == ["--version"]:
         sys.stdout.write(f"govern {VERSION}\n")
-        return 0
+        return EXIT_DONE
     if verb not in _VERBS:
         print_error(f"there is no verb {verb!r}{_did_you_mean(verb, list(_VERBS)) or '; govern --help shows all'}")
         return EXIT_USAGE
@@ -296,16 +299,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _serve(arguments: Sequence[str]) -> int:
-    from .serve import serve  # each verb loads only what it needs: a lookup is often run by a script, many times
-
     found = vars(serve_parser().parse(arguments))
     config, salvage = found.pop("config"), found.pop("salvage")
     return serve(config, {name: value for name, value in found.items() if value is not None}, salvage=salvage)
 
 
 def _register(arguments: Sequence[str]) -> int:
-    from .register import register
-
     command: Sequence[str] | None = None
     if "--" in arguments:
         place = arguments.index("--")
@@ -317,35 +316,11 @@ def _register(arguments: Sequence[str]) -> int:
     return register(found, command or ())
 
 
-def _lookup(arguments: Sequence[str]) -> int:
-    from .reads import lookup
-
-    return lookup(lookup_parser().parse(arguments))
-
-
-def _watch(arguments: Sequence[str]) -> int:
-    from .reads import watch
-
-    return watch(watch_parser().parse(arguments))
-
-
-def _services(arguments: Sequence[str]) -> int:
-    from .reads import services
-
-    return services(services_parser().parse(arguments))
-
-
-def _status(arguments: Sequence[str]) -> int:
-    from .reads import status
-
-    return status(status_parser().parse(arguments))
-
-
 _VERBS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "serve": _serve,
     "register": _register,
-    "lookup": _lookup,
-    "watch": _watch,
-    "services": _services,
-    "status": _status,
+    "lookup": lambda arguments: lookup(lookup_parser().parse(arguments)),
+    "watch": lambda arguments: watch(watch_parser().parse(arguments)),
+    "services": lambda arguments: services(services_parser().parse(arguments)),
+    "status": lambda arguments: status(status_parser().parse(arguments)),
 }
