@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from govern.core.digests import lease_digest
-from govern.core.dispatch import Write
 from govern.core.limits import Limits
 from govern.messages import (
     HEARTBEAT_LOADING,
@@ -62,7 +61,7 @@ def test_the_first_message_must_be_hello(message: Message) -> None:
 @pytest.mark.parametrize(
     ("hello", "code"),
     [
-        (Hello(2, "", "test", "", A, 1), "protocol"),
+        (Hello(0, "", "test", "", A, 1), "protocol"),
         (Hello(1, "c2", "test", "", A, 1), "cluster"),
         (Hello(1, "x\n" * 500, "test", "", A, 1), "cluster"),
     ],
@@ -202,7 +201,7 @@ def test_writes_that_wait_are_limited() -> None:
 
 
 def test_a_full_disk_refuses_what_grows_and_takes_removals() -> None:
-    """While the log keeps its last space, Register and Update are refused, Deregister and Goodbye are carried out."""
+    """While the log keeps its last space, Register and Update are refused; removals and changes of the status are carried out."""
     rig = Rig()
     link = rig.link(A)
     lease_id = rig.register(link)
@@ -210,11 +209,12 @@ def test_a_full_disk_refuses_what_grows_and_takes_removals() -> None:
     rig.disk_full = True
     assert code_of(rig.say(link, register("i3"))) == "disk_full"
     assert code_of(rig.say(link, Update(ORDERS, "i1", lease_id, {"weight": 2}))) == "disk_full"
+    rig.give(link, Update(ORDERS, "i1", lease_id, {"status": 1}))
     rig.give(link, Deregister(ORDERS, "i1", lease_id))
     rig.give(link, Goodbye())
     rig.commit()
     rig.commit()
-    assert [type(answer) for answer, _ in rig.said(link)] == [Done, Done]
+    assert [type(answer) for answer, _ in rig.said(link)] == [Done, Done, Done]
     assert rig.shard.instance_count == 0
 
 
@@ -465,14 +465,14 @@ def test_while_loading_heartbeats_and_status_are_answered_and_the_rest_waits() -
     (hello_ok,) = rig.say(link, Hello(1, "", "test", "", A, 1))
     assert isinstance(hello_ok, HelloOk)
     assert hello_ok.resumed
-    assert rig.say(link, Heartbeat(3, 3)) == [HeartbeatOk(HEARTBEAT_LOADING)]
+    assert rig.say(link, Heartbeat(3, 3)) == [HeartbeatOk(HEARTBEAT_LOADING, False)]
     assert rig.say(link, AskStatus()) == [NodeStatus({"node_id": 7})]
     ids = [rig.give(link, Lookup(ORDERS)), rig.give(link, Services(""))]
     assert rig.said(link) == []
     rig.shard.loaded = True
     ids.append(rig.give(link, Lookup(ORDERS)))
     assert rig.said(link) == []
-    assert rig.dispatch.release_parked() == [link]
+    assert rig.dispatch.release_parked(1000) == [link]
     assert [number for _, number in rig.said(link)] == ids
     (view,) = rig.say(link, Lookup(ORDERS))
     assert isinstance(view, View)
@@ -487,7 +487,7 @@ def test_parked_requests_are_limited_and_die_with_their_connection() -> None:
     assert code_of(rig.say(link, Lookup(ORDERS))) == "overloaded"
     rig.dispatch.closed(gone)
     rig.shard.loaded = True
-    rig.dispatch.release_parked()
+    rig.dispatch.release_parked(1000)
     assert [number for _, number in rig.said(link)] == [request_id]
     assert rig.dispatch.writes == []
     assert gone.out == []
@@ -531,8 +531,8 @@ def test_writes_know_nobody_when_the_detector_proposes_them() -> None:
     link = rig.link(A)
     rig.register(link)
     rig.sessions.now_us = 4_500_000
-    rig.dispatch.writes += [Write(op) for op in rig.sessions.expiries(rig.sessions.due(10))]
+    rig.dispatch.propose_expiries(rig.sessions.due(10))
     assert rig.commit() == {ORDERS: None}
     assert rig.said(link) == []
-    assert rig.dispatch.writes_pending == 0
+    assert rig.dispatch.writes_pending == rig.dispatch.expiries_pending == 0
     assert rig.say(link, Heartbeat(1, 1)) == [HeartbeatOk(HEARTBEAT_RESYNC)]

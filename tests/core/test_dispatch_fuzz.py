@@ -90,7 +90,7 @@ def test_no_frame_whatever_raises_or_corrupts(schedule: list[tuple[int, list[Any
         for number, each in enumerate(links):
             answered[number] += heard(rig, each)
     rig.shard.loaded = True
-    rig.dispatch.release_parked()
+    rig.dispatch.release_parked(1000)
     while rig.dispatch.writes:
         rig.commit()
     assert rig.dispatch.writes_pending == 0

@@ -114,7 +114,7 @@ class SilenceMachine(RuleBasedStateMachine):
             assert now_us - each.session.stamp_us >= silence_us(each.ttl_ms), "it was heard within 0.9 ttl"
             assert each.stamp_us == each.session.stamp_us == twin.stamp_us
             assert each.ttl_ms in twin.leases.values(), "nothing is held under that ttl"
-            dies = {(op.instance_id, op.service) for op in Sessions.expiries([each])}
+            dies = {(op.instance_id, op.service) for op in Sessions.expiries([each], 1000)}
             assert dies == {(name, SERVICE) for name, ttl_ms in twin.leases.items() if ttl_ms <= each.ttl_ms}
         for who, twin in list(self.twins.items()):
             for ttl_ms in sorted(set(twin.leases.values())):
@@ -170,9 +170,9 @@ def test_only_an_unchanged_stamp_expires() -> None:
     sessions.grant(IDS[0], SERVICE, "a", Lease(Lsn(1, 1), 5_000))
     sessions.now_us = silence_us(5_000)
     silent = sessions.due(10)
-    assert sessions.expiries(silent) == [ExpireOp(SERVICE, "a", Lsn(1, 1))]
+    assert sessions.expiries(silent, 1000) == [ExpireOp(SERVICE, "a", Lsn(1, 1))]
     silent[0].session.stamp_us = sessions.now_us
-    assert sessions.expiries(silent) == []
+    assert sessions.expiries(silent, 1000) == []
 
 
 def test_a_lease_renewed_after_a_session_was_named_is_named_in_time() -> None:
