@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -142,3 +143,46 @@ async def test_an_orderly_stop_under_load_loses_nothing(programs: Programs) -> N
         held = await look_up_all(registry)
     missing = {ack for ack in acks if held.get((ack.service, ack.id)) != ack.lease_id}
     assert not missing
+
+
+FAILING_DISK = """
+import errno, os, sys
+import govern.storage.files as files
+from govern.cli.parser import run
+sync = files._sync_data
+def fail_on_demand(descriptor):
+    if os.path.exists("broken"):
+        raise OSError(errno.EIO, "Input/output error")
+    sync(descriptor)
+files._sync_data = fail_on_demand
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+async def test_a_failed_fsync_ends_the_node_at_once(programs: Programs) -> None:
+    """When the disk cannot make a registration durable the node ends with exit code 70 and one line, the registration is not acknowledged,
+    and the next start on a disk that works holds everything that was."""
+    port = free_port()
+    arguments = ["-c", FAILING_DISK, "--listen", f"127.0.0.1:{port}", "--data-dir", "data"]
+    node = Program("failing", [sys.executable, *arguments], programs.directory, programs.environment())
+    try:
+        await node.wait_out("\n")
+        async with connect(f"127.0.0.1:{port}") as registry:
+            for number in range(1, 101):
+                async with registry.register("orders", port=number, ephemeral=False):
+                    pass
+            (programs.directory / "broken").touch()
+            entering = registry.register("orders", port=101, ephemeral=False)
+            with trio.move_on_after(2.0) as scope:
+                await entering.__aenter__()
+            assert scope.cancelled_caught, "acknowledged without being durable"
+            assert await node.wait_exit() == 70
+    finally:
+        node.process.kill()
+    lines = [line for line in node.err.splitlines() if " info " not in line]
+    assert len(lines) == 1, node.err
+    assert "disk" in lines[0]
+    (programs.directory / "broken").unlink()
+    again = await programs.node(port=port, data_dir="data")
+    async with connect(again.address) as registry:
+        assert {instance.port for instance in await registry.lookup("orders")} >= set(range(1, 101))
