@@ -314,7 +314,9 @@ class ClientSessions:
             await trio.sleep(self._limits.push_interval_seconds)
             self._begin_turn()
             self._late = trio.Event()
-            self._send_all(self._subscriptions.push_late(self._dispatch.now_us))
+            for ready in self._subscriptions.push_late(self._dispatch.now_us):
+                self._send_all(ready)
+                await trio.lowlevel.checkpoint()
             if any(not link.unsent for link in self._subscriptions.late):
                 self._late.set()
 

@@ -105,12 +105,12 @@ class Subscriptions:
             return delta
         return view_frames(self._shard.view_bodies(service), 0), self._shard.service_lsn(service)
 
-    def push_late(self, now_us: int) -> list[Link]:
-        """Put out what late links are owed, where they can take it and their 20 ms are over; returns the links to be sent."""
+    def push_late(self, now_us: int) -> Iterator[Sequence[Link]]:
+        """Put out what late links are owed, where they can take it and their 20 ms are over; slice by slice like `publish`."""
         ready: list[Link] = []
         encoded: dict[ServiceKey, dict[Lsn, tuple[bytes | None, Lsn]]] = {}
         for link in list(self.late):
-            if link.unsent or now_us - link.pushed_us < self._interval_us:
+            if link not in self.late or link.unsent or now_us - link.pushed_us < self._interval_us:
                 continue
             del self.late[link]
             services, link.late = link.late, {}
@@ -118,7 +118,11 @@ class Subscriptions:
                 self._put_out(link, service, link.subscriptions[service], encoded.setdefault(service, {}), now_us)
             if link.out:
                 ready.append(link)
-        return ready
+            if len(ready) >= SLICE_LINKS:
+                yield ready
+                ready, encoded = [], {}
+        if ready:
+            yield ready
 
     def validate(self) -> None:
         """Assert that both directions of the index agree."""

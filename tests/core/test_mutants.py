@@ -219,7 +219,7 @@ def pushes_not_noted(patch: pytest.MonkeyPatch) -> None:
 
 
 def late_links_forgotten(patch: pytest.MonkeyPatch) -> None:
-    def mutant(self: Subscriptions, now_us: int) -> list[Any]:
+    def mutant(self: Subscriptions, now_us: int) -> list[list[Any]]:
         for link in self.late:
             link.late.clear()
         self.late.clear()

@@ -168,7 +168,8 @@ class PushMachine(RuleBasedStateMachine):
     @rule(us=st.sampled_from([1, 5_000, INTERVAL_US]))
     def pass_time(self, us: int) -> None:
         self.rig.dispatch.now_us += us
-        self._send(self.rig.subscriptions.push_late(self.rig.dispatch.now_us))
+        for ready in self.rig.subscriptions.push_late(self.rig.dispatch.now_us):
+            self._send(ready)
 
     @invariant()
     def sound(self) -> None:
@@ -266,7 +267,7 @@ def test_a_link_that_takes_nothing_owes_its_lsn_and_nothing_else() -> None:
     assert reader.out == []
     assert reader.late == {SERVICES[0]: None}
     reader.unsent = b""
-    assert rig.subscriptions.push_late(INTERVAL_US) == [reader]
+    assert list(rig.subscriptions.push_late(INTERVAL_US)) == [[reader]]
     ((view, _),) = rig.said(reader)
     assert isinstance(view, View)
     assert (view.lsn, len(view.instances)) == (Lsn(1, 1_000), 3)
@@ -283,8 +284,33 @@ def test_pushes_within_20_ms_are_merged_and_those_of_one_moment_are_not() -> Non
         rig.give(writer, register(f"i{number}", SERVICES[0]))
         rig.commit()
     assert len(rig.said(reader)) == 1
-    assert rig.subscriptions.push_late(1_019_999) == []
-    assert rig.subscriptions.push_late(1_020_000) == [reader]
+    assert list(rig.subscriptions.push_late(1_019_999)) == []
+    assert list(rig.subscriptions.push_late(1_020_000)) == [[reader]]
     ((delta, _),) = rig.said(reader)
     assert isinstance(delta, Delta)
     assert (delta.since, delta.lsn) == (Lsn(1, 1), Lsn(1, 3))
+
+
+def test_merged_pushes_go_out_in_slices_too() -> None:
+    """When very many links are late, other work gets its turn after each 200 of them; one that is closed in between is passed over, and one
+    that is told of a commit in between gets it with the rest."""
+    rig = Rig()
+    writer = rig.link(A)
+    readers = [rig.link(b"") for _ in range(2 * SLICE_LINKS + 2)]
+    for reader in readers:
+        rig.say(reader, Subscribe(SERVICES[0]))
+        reader.pushed_us = 0
+    rig.dispatch.now_us = 1
+    rig.give(writer, register("i1", SERVICES[0]))
+    rig.commit()
+    assert len(rig.subscriptions.late) == len(readers)
+    slices = rig.subscriptions.push_late(INTERVAL_US)
+    assert list(next(slices)) == readers[:SLICE_LINKS]
+    rig.dispatch.closed(readers[-2])
+    rig.give(writer, register("i2", SERVICES[0]))
+    rig.commit()
+    assert [len(ready) for ready in slices] == [SLICE_LINKS, 1]
+    assert readers[-2].out == []
+    ((delta, _),) = rig.said(readers[-1])
+    assert isinstance(delta, Delta)
+    assert (delta.since, delta.lsn) == (LSN_ZERO, Lsn(1, 2))
