@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
+import attrs
 import pytest
 import trio
 
@@ -275,6 +276,61 @@ def test_a_polite_stop_answers_the_writes_under_way(goodbye: bool) -> None:
     assert isinstance(messages, list)
     assert [type(message).__name__ for message in messages] == ["Registered"] * 50 + ["Done"] * goodbye + ["Refused"]
     assert messages[-1].code == "stopping"
+
+
+async def a_deadline_passes(seed: int) -> list[tuple[str, str]]:
+    storage = SimStorage(random.Random(seed))
+    async with open_world(seed, storage) as world:
+        client = await world.connect()
+        storage.latency_seconds = (0.2, 0.2)
+        await client.give(register("first:1"))
+        await trio.sleep(0.05)
+        await client.give(attrs.evolve(register("late:1"), timeout_ms=50), attrs.evolve(register("patient:1"), timeout_ms=5_000))
+        answers: list[tuple[str, str]] = []
+        while len(answers) < 3:
+            answer = await client.take()
+            assert isinstance(answer, Registered | Refused)
+            answers.append((type(answer).__name__, answer.code if isinstance(answer, Refused) else ""))
+        assert world.node.status()["instances"] == 2
+        return answers
+
+
+def test_a_write_whose_deadline_passes_while_the_disk_is_busy_is_not_carried_out() -> None:
+    """It is refused as `overloaded` when its turn comes; the one beside it with more patience is registered (Q3)."""
+    answers, _ = run(1, a_deadline_passes)
+    assert answers == [("Registered", ""), ("Refused", "overloaded"), ("Registered", "")]
+
+
+async def repeated_over_a_new_connection(seed: int) -> list[Message | None]:
+    """A registration is on its way to the disk when its connection breaks; it is said again over the next one, with the same id."""
+    storage = SimStorage(random.Random(seed))
+    async with open_world(seed, storage) as world:
+        first = await world.dial()
+        await first.give(Hello(1, "", "x", "", b"s" * 16, 1))
+        await first.until(HelloOk)
+        storage.latency_seconds = (0.2, 0.2)
+        await first.give(register("i1:1"))
+        await trio.sleep(0.05)
+        second = await world.dial()
+        second.request_id = 0
+        await second.give(Hello(1, "", "x", "", b"s" * 16, 2), register("i1:1"))
+        answers: list[Message | None] = [await first.take(), await first.take(), await second.take(), await second.take()]
+        assert world.node.status()["operations"] == 2
+        return answers
+
+
+def test_a_registration_repeated_after_a_break_is_one_registration() -> None:
+    """The old connection is told `superseded` and closed; the new one gets the lease of the first try, whose operation was under way."""
+    answers, _ = run(1, repeated_over_a_new_connection)
+    assert isinstance(answers, list)
+    refused, end, hello_ok, registered = answers
+    assert isinstance(refused, Refused)
+    assert refused.code == "superseded"
+    assert end is None
+    assert isinstance(hello_ok, HelloOk)
+    assert hello_ok.resumed
+    assert isinstance(registered, Registered)
+    assert registered.lease_id.seq == registered.lsn.seq == 1
 
 
 # --- subscribers ------------------------------------------------------------------------------------------------------------
