@@ -249,12 +249,13 @@ async def connect(
     body_error: BaseException | None = None
     crash: BaseException | None = None
 
-    async def keep_up(body: trio.CancelScope, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    # Shielded, because a cancellation from outside must reach the block first: what is left in it still needs the link. The block has
+    # its second for that, and then cancels this scope. It is made here and not in the task, so that this never depends on who runs first.
+    upkeep = trio.CancelScope(shield=True, deadline=math.inf)
+
+    async def keep_up(body: trio.CancelScope) -> None:
         nonlocal crash
-        # Shielded, because a cancellation from outside must reach the block first: what is left in it still needs the link. The
-        # block has its second for that, and then cancels this scope.
-        with trio.CancelScope(shield=True, deadline=math.inf) as scope:
-            task_status.started(scope)
+        with upkeep:
             try:
                 await link.run()
             except trio.Cancelled:
@@ -268,7 +269,7 @@ async def connect(
     try:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as body:
-                upkeep: trio.CancelScope = await nursery.start(keep_up, body)
+                nursery.start_soon(keep_up, body)
                 try:
                     try:
                         await link.wait_first(timeout)
