@@ -61,50 +61,43 @@ async def test_lookup_services_and_status_for_people_and_for_scripts(programs: P
             registry.register("orders", port=8081),
             prod.register("orders", port=9090),
         ):
-            code, out, err = await programs.run("lookup", "orders", "--json", connect=node.address)
-            assert (code, err) == (0, "")
-            instances = json.loads(out)
-            assert [instance["id"] for instance in instances] == ["127.0.0.1:8080", "127.0.0.1:8081"]
-            assert all(instance.keys() >= INSTANCE_FIELDS for instance in instances)
-            assert instances[0]["metadata"] == {"colour": "blue\n\x1b[31m"}
+            asked = {
+                name: programs.govern(*words.split(), "--connect", node.address)
+                for name, words in {
+                    "lookup json": "lookup orders --json",
+                    "lookup": "lookup orders",
+                    "lookup prod": "lookup orders --namespace prod",
+                    "services json": "services --json",
+                    "services prod": "services --namespace prod",
+                    "status json": "status --json",
+                    "status": "status",
+                }.items()
+            }
+            for program in asked.values():
+                assert await program.wait_exit() == 0
+                assert program.err == ""
+    out = {name: program.out for name, program in asked.items()}
 
-            code, out, err = await programs.run("lookup", "orders", connect=node.address)
-            assert (code, err) == (0, "")
-            assert out.splitlines() == [
-                "ID              ADDRESS         STATUS  WEIGHT  ZONE  VERSION  METADATA",
-                "127.0.0.1:8080  127.0.0.1:8080  up      0.5     a     2.1      colour=blue\\n\\x1b[31m",
-                "127.0.0.1:8081  127.0.0.1:8081  up      1       -     -        -",
-            ]
+    instances = json.loads(out["lookup json"])
+    assert [instance["id"] for instance in instances] == ["127.0.0.1:8080", "127.0.0.1:8081"]
+    assert all(instance.keys() >= INSTANCE_FIELDS for instance in instances)
+    assert instances[0]["metadata"] == {"colour": "blue\n\x1b[31m"}
+    assert out["lookup"].splitlines() == [
+        "ID              ADDRESS         STATUS  WEIGHT  ZONE  VERSION  METADATA",
+        "127.0.0.1:8080  127.0.0.1:8080  up      0.5     a     2.1      colour=blue\\n\\x1b[31m",
+        "127.0.0.1:8081  127.0.0.1:8081  up      1       -     -        -",
+    ]
+    assert [line.split()[0] for line in out["lookup prod"].splitlines()] == ["ID", "127.0.0.1:9090"]
 
-            code, out, _ = await programs.run("lookup", "orders", "--namespace", "prod", "--connect", node.address)
-            assert code == 0
-            assert "127.0.0.1:9090" in out
+    services = json.loads(out["services json"])
+    assert [(each["namespace"], each["name"], each["instances"]) for each in services] == [("default", "orders", 2), ("prod", "orders", 1)]
+    assert all(each.keys() >= {"namespace", "name", "slot", "instances"} for each in services)
+    assert [line.split()[:2] for line in out["services prod"].splitlines()] == [["NAMESPACE", "NAME"], ["prod", "orders"]]
 
-            code, out, _ = await programs.run("services", "--json", connect=node.address)
-            assert code == 0
-            assert [(each["namespace"], each["name"], each["instances"]) for each in json.loads(out)] == [
-                ("default", "orders", 2),
-                ("prod", "orders", 1),
-            ]
-            assert all(each.keys() >= {"namespace", "name", "slot", "instances"} for each in json.loads(out))
-            code, out, _ = await programs.run("services", "--namespace", "prod", connect=node.address)
-            assert [line.split() for line in out.splitlines()[:1]] == [["NAMESPACE", "NAME", "SLOT", "INSTANCES"]]
-            assert [line.split()[0] for line in out.splitlines()[1:]] == ["prod"]
-
-            code, out, _ = await programs.run("status", "--json", connect=node.address)
-            status = json.loads(out)
-            assert code == 0
-            assert status.keys() >= STATUS_FIELDS
-            assert (status["mode"], status["fresh"], status["instances"], status["services"], status["degraded"]) == (
-                "memory",
-                True,
-                3,
-                2,
-                [],
-            )
-            code, out, _ = await programs.run("status", connect=node.address)
-            assert code == 0
-            assert re.search(r"^instances +3$", out, re.MULTILINE)
+    status = json.loads(out["status json"])
+    assert status.keys() >= STATUS_FIELDS
+    assert (status["mode"], status["fresh"], status["instances"], status["services"], status["degraded"]) == ("memory", True, 3, 2, [])
+    assert re.search(r"^instances +3$", out["status"], re.MULTILINE)
 
 
 async def test_nothing_found_and_nobody_there_have_their_own_exit_codes(programs: Programs) -> None:

@@ -68,7 +68,7 @@ async def test_a_full_disk_refuses_registrations_and_nothing_else(small_disk: Pa
     data_dir = str(small_disk / "data")
     node = await programs.node(*flags, data_dir=data_dir)
     async with connect(node.address) as registry:
-        async with registry.register("faithful", port=80) as faithful, registry.register("leaving", port=81) as leaving:
+        async with registry.register("faithful", port=80, ttl=2.0) as faithful, registry.register("leaving", port=81) as leaving:
             fill(small_disk / "filler")
             count = await register_until_full(registry)
             code, _, err = await programs.run("register", "late", "--port", "1", "--persistent", "--connect", node.address)
@@ -76,7 +76,7 @@ async def test_a_full_disk_refuses_registrations_and_nothing_else(small_disk: Pa
             assert "disk" in err
             await leaving.deregister()
             assert await registry.lookup("leaving") == ()
-            await trio.sleep(7.0)  # longer than the ttl: heartbeats need no disk
+            await trio.sleep(3.0)  # longer than the ttl: heartbeats need no disk
             assert faithful.lost is None
             assert [each.port for each in await registry.lookup("faithful")] == [80]
             assert len(await registry.lookup("filler")) == count

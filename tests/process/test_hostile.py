@@ -71,7 +71,7 @@ BAD: dict[str, bytes] = {
     "a negative request id": frame_of(1, -1, 1),
     "a Hello of wrong types": frame_of(1, 1, "one", 2, 3, 4, 5, 6),
     "a Hello of a bad session id": frame_of(1, 1, 1, "", "test", "", b"short", 1),
-    "a Hello of another protocol": frame_of(1, 1, 99, "", "test", "", b"", 1),
+    "a Hello of no protocol": frame_of(1, 1, 0, "", "test", "", b"", 1),
     "a Hello of another cluster": frame_of(1, 1, 1, "f" * 32, "test", "", b"", 1),
     "HTTP": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "TLS": bytes.fromhex("1603010200010001fc0303") + bytes(64),
@@ -141,21 +141,16 @@ async def send_garbage(node: NodeProgram, data: bytes) -> None:
         await raw.read_to_end()
 
 
-async def test_a_slow_connection_is_closed(programs: Programs) -> None:
-    """A stranger that sends its Hello byte by byte is closed after 5 s, and one that never finishes a frame after 10 s, each told why."""
-    node = await programs.node()
-    async with healthy_client(node), trio.open_nursery() as nursery:
-        nursery.start_soon(expect_end, node, [bytes([byte]) for byte in hello()], "no Hello in time", 8.0)
-        nursery.start_soon(expect_end, node, [hello(), b"\x00\x00\x01\x00", *[b"\x93"] * 40], "a frame was not finished in time", 14.0)
-
-
-async def test_a_thousand_silent_connections_keep_nobody_out(programs: Programs) -> None:
-    """A thousand connections at once that never say Hello are all closed, the oldest for the newest; meanwhile a healthy client comes
-    and goes on new connections."""
-    node = await programs.node()
-    async with healthy_client(node), trio.open_nursery() as nursery:
+async def test_slow_and_silent_connections_are_closed_and_keep_nobody_out(programs: Programs) -> None:
+    """A stranger that sends its Hello byte by byte is closed after 5 s, and one that never finishes a frame after 10 s, each told why. Of a
+    thousand connections at once that never say Hello all are closed, the oldest for the newest. Meanwhile healthy clients come and go
+    on new connections."""
+    slow, flooded = await programs.node(), await programs.node()
+    async with healthy_client(slow), healthy_client(flooded), trio.open_nursery() as nursery:
+        nursery.start_soon(expect_end, slow, [bytes([byte]) for byte in hello()], "no Hello in time", 8.0)
+        nursery.start_soon(expect_end, slow, [hello(), b"\x00\x00\x01\x00", *[b"\x93"] * 40], "a frame was not finished in time", 14.0)
         for _ in range(STRANGERS):
-            nursery.start_soon(stay_silent, node)
+            nursery.start_soon(stay_silent, flooded)
 
 
 async def stay_silent(node: NodeProgram) -> None:

@@ -59,7 +59,14 @@ async def follow_deaths(programs: Programs, node: NodeProgram, fates: dict[str, 
     untouched.send(signal.SIGKILL)
 
 
-async def test_a_dead_client_is_removed_within_its_ttl_and_nobody_else(programs: Programs) -> None:
+async def test_the_dead_are_removed_in_time_and_the_living_never(programs: Programs) -> None:
+    """Both stories at once, since each is mostly waiting."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(check_dead_clients, programs)
+        nursery.start_soon(check_stopped_node, programs)
+
+
+async def check_dead_clients(programs: Programs) -> None:
     """A client that is killed and one that is stopped are removed at most 5 s after their last heartbeat, on a node with traffic and
     on an idle one; the client beside them stays, and the stopped one registers itself again when it goes on."""
     busy, idle = await programs.node(), await programs.node(data_dir="data")
@@ -75,9 +82,9 @@ async def test_a_dead_client_is_removed_within_its_ttl_and_nobody_else(programs:
             assert seconds <= TTL_SECONDS + SLACK_SECONDS, fates  # their last heartbeats were before that
 
 
-async def test_a_node_that_was_stopped_expires_nobody(programs: Programs) -> None:
+async def check_stopped_node(programs: Programs) -> None:
     """A node that stands still for 8 s and goes on removes none of the instances whose clients lived on, and notes that it was stalled."""
-    node = await programs.node(data_dir="data")
+    node = await programs.node(data_dir="other")
     loads: list[Program] = [
         programs.start("tests.process.load", node.address, "--clients", "10", "--first", str(first), "--count", "10") for first in (0, 10)
     ]

@@ -38,31 +38,31 @@ async def expect_refusal(program: Program, code: int, *words: str) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--data-dri", "x"], ["unknown flag --data-dri", "did you mean --data-dir?"]),
-        (["--node-id", "first"], ["node_id = 'first'", "give a whole number"]),
-        (["--node-id", "0"], ["node_id = 0", "from 1 to 65535"]),
-        (["--listen", "localhost"], ["'localhost'", "HOST:PORT"]),
-        (["--listen", "0.0.0.0:0"], ["'0.0.0.0:0'", "insecure = true", "127.0.0.1"]),
-        (["--log-level", "loud"], ["log_level = 'loud'", "debug, info, warning, error"]),
-        (["--insecure=perhaps"], ["insecure = 'perhaps'", "true or false"]),
-        (["--config", "absent.toml"], ["absent.toml", "No such file"]),
-        (["--config", "broken.toml"], ["broken.toml", "not a TOML file"]),
-        (["--config", "unknown.toml"], ["unknown.toml: unknown key 'lisen'", "did you mean 'listen'?"]),
-        (["--config", "wrong.toml"], ["wrong.toml", "node_id = True"]),
-        (["--salvage", "--data-dir", ""], ["--salvage", "data_dir"]),
-        (["serv"], ["no verb 'serv'", "did you mean serve?"]),
-        (["--connect", "localhost", "lookup", "orders"], ["--connect", "flags come after the verb", "govern lookup --connect"]),
-    ],
-)
-async def test_wrong_usage_is_one_line_that_helps(programs: Programs, arguments: list[str], words: list[str]) -> None:
+WRONG_USAGE: list[tuple[list[str], list[str]]] = [
+    (["--data-dri", "x"], ["unknown flag --data-dri", "did you mean --data-dir?"]),
+    (["--node-id", "first"], ["node_id = 'first'", "give a whole number"]),
+    (["--node-id", "0"], ["node_id = 0", "from 1 to 65535"]),
+    (["--listen", "localhost"], ["'localhost'", "HOST:PORT"]),
+    (["--listen", "0.0.0.0:0"], ["'0.0.0.0:0'", "insecure = true", "127.0.0.1"]),
+    (["--log-level", "loud"], ["log_level = 'loud'", "debug, info, warning, error"]),
+    (["--insecure=perhaps"], ["insecure = 'perhaps'", "true or false"]),
+    (["--config", "absent.toml"], ["absent.toml", "No such file"]),
+    (["--config", "broken.toml"], ["broken.toml", "not a TOML file"]),
+    (["--config", "unknown.toml"], ["unknown.toml: unknown key 'lisen'", "did you mean 'listen'?"]),
+    (["--config", "wrong.toml"], ["wrong.toml", "node_id = True"]),
+    (["--salvage", "--data-dir", ""], ["--salvage", "data_dir"]),
+    (["serv"], ["no verb 'serv'", "did you mean serve?"]),
+    (["--connect", "localhost", "lookup", "orders"], ["--connect", "flags come after the verb", "govern lookup --connect"]),
+]
+
+
+async def test_wrong_usage_is_one_line_that_helps(programs: Programs) -> None:
     """An unknown flag, key or verb and a value out of bounds are each named with what to give instead; exit code 2, nothing is made."""
     (programs.directory / "broken.toml").write_text("node_id = \n")
     (programs.directory / "unknown.toml").write_text('lisen = "127.0.0.1:0"\n')
     (programs.directory / "wrong.toml").write_text("node_id = true\n")
-    await expect_refusal(programs.govern(*arguments), 2, *words)
+    for program, words in [(programs.govern(*arguments), words) for arguments, words in WRONG_USAGE]:
+        await expect_refusal(program, 2, *words)
     assert not (programs.directory / "govern-data").exists()
 
 
