@@ -34,7 +34,7 @@ async def _serve(request_bytes: int, answer: bytes, finish: _Finish, clients: di
     poller = select.epoll()
     poller.register(listener, select.EPOLLIN)
     poller.register(0, select.EPOLLIN)
-    read = dict.fromkeys(range(0), 0)
+    read: dict[int, int] = {}  # bytes of an unfinished request, by descriptor
     print(json.dumps({"host": "127.0.0.1", "port": listener.getsockname()[1]}), flush=True)
     while True:
         await trio.lowlevel.wait_readable(poller.fileno())

@@ -110,6 +110,17 @@ def _machine_busy_seconds() -> float:
     return (sum(values) - values[3] - values[4]) / _TICKS
 
 
+@contextmanager
+def undisturbed() -> Iterator[dict[str, Any]]:
+    """Fills the dictionary, when the block is left, with the share of a core that programs without part in the figure had meanwhile.
+    All servers must have been started and ended inside."""
+    found: dict[str, Any] = {}
+    wall, busy, own = time.perf_counter(), _machine_busy_seconds(), sum(os.times()[:4])
+    yield found
+    seconds = time.perf_counter() - wall
+    found["other_cpu"] = max(0.0, _machine_busy_seconds() - busy - (sum(os.times()[:4]) - own)) / seconds
+
+
 # --- lanes ------------------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import time
 from govern.messages import Delta, Registered, View
 
 from . import _frames
-from ._load import Lane, Server, WrongAnswer, bare, node
+from ._load import Lane, Server, WrongAnswer, bare, node, undisturbed
 from ._report import Emit, Figure, Settings, main
 
 SUBSCRIBERS = (1, 100, 1000)
@@ -137,11 +137,12 @@ def bytes_per_change(instances: int, metadata_bytes: int) -> int:
 def measure(settings: Settings, emit: Emit) -> None:
     for count in SUBSCRIBERS:
         runs, bares, size, cpu = [], [], 0, 0.0
-        for _ in range(settings.runs):
-            with tempfile.TemporaryDirectory(prefix="govern-bench-", dir=os.environ.get("BENCHMARK_DIR")) as path:
-                times, size, cpu = latencies(settings, count, os.path.join(path, "node"))
-            runs.append(times)
-            bares.append(bare_latencies(settings, count, size))
+        with undisturbed() as others:
+            for _ in range(settings.runs):
+                with tempfile.TemporaryDirectory(prefix="govern-bench-", dir=os.environ.get("BENCHMARK_DIR")) as path:
+                    times, size, cpu = latencies(settings, count, os.path.join(path, "node"))
+                runs.append(times)
+                bares.append(bare_latencies(settings, count, size))
         for name, share in (("p50", 0.5), ("p99", 0.99)):
             values = [times[int(len(times) * share)] * 1e3 for times in runs]
             base = sorted(times[int(len(times) * share)] * 1e3 for times in bares)[len(bares) // 2]
@@ -151,6 +152,7 @@ def measure(settings: Settings, emit: Emit) -> None:
                 "delta_bytes": size,
                 "server_cpu_ms_per_change": cpu * 1e3,
                 "baseline_ms": base,
+                **others,
                 "ratio": sorted(values)[len(values) // 2] / base,
             }
             emit(Figure(benchmark="fanout", figure=f"last_of_{count}_subscribers_{name}", unit="ms", values=values, conditions=conditions))

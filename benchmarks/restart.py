@@ -15,7 +15,7 @@ import time
 from govern.messages import AskStatus, NodeStatus, encode
 
 from . import _frames
-from ._load import CORES, Lane, WrongAnswer, node
+from ._load import CORES, Lane, WrongAnswer, node, undisturbed
 from ._report import Emit, Figure, Settings, main
 from .memory import INSTANCES, filled
 
@@ -47,7 +47,7 @@ def measure(settings: Settings, emit: Emit) -> None:
                 server.process.send_signal(signal.SIGKILL)
             seconds, rss = [], 0
             for _ in range(settings.runs):
-                with node(**{**keys, "snapshot_bytes": 1 << 30}) as server:
+                with undisturbed() as others, node(**{**keys, "snapshot_bytes": 1 << 30}) as server:
                     seconds.append(server.start_seconds)
                     rss = server.resident_bytes()
                     lane = Lane(server)
@@ -62,6 +62,7 @@ def measure(settings: Settings, emit: Emit) -> None:
             "snapshot_bytes": snapshot_bytes,
             "resident_mb": rss / 1e6,
             "imports_alone": base,
+            **others,
             "ratio": sorted(seconds)[len(seconds) // 2] / base,
         }
         emit(Figure(benchmark="restart", figure=f"restart_100k_instances_{kind}", unit="s", values=seconds, conditions=conditions))

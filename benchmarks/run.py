@@ -32,7 +32,8 @@ def table(figures: list[Figure]) -> str:
     for figure in figures:
         values = [figure.value, min(figure.values), max(figure.values)]
         numbers = " ".join(f"{value:9.0f}" if value >= 100 else f"{value:9.3g}" for value in values)
-        known = [figure.conditions.get(name) for name in ("us_per_operation", "ratio", "generator_cpu", "other_cpu")]
+        known = [figure.conditions.get(name) for name in ("us_per_operation", "", "generator_cpu", "other_cpu")]
+        known[1] = figure.ratio
         widths = (9, 7, 9, 7)
         rest = " ".join(f"{'-' if value is None else format(value, '.3g'):>{width}}" for value, width in zip(known, widths, strict=True))
         lines.append(f"{figure.figure:45} {numbers} {figure.unit:12} {rest}")
