@@ -168,8 +168,6 @@ class ClientSessions:
         channel.waiting.extend(channel.reader.feed(data))
         self._note_partial(channel)
         self._handle_waiting(channel)
-        if channel.reader.error is not None and not channel.waiting:
-            self._dispatch.refuse_link(link, "protocol", str(channel.reader.error))
         return len(data)
 
     def _note_partial(self, channel: Channel) -> None:
@@ -185,6 +183,8 @@ class ClientSessions:
             for _ in range(min(FRAMES_BETWEEN_SENDS, len(waiting))):
                 self._dispatch.receive(link, waiting.popleft())
             self._send(channel)
+        if channel.reader.error is not None and not waiting:
+            self._dispatch.refuse_link(link, "protocol", str(channel.reader.error))
 
     def _is_stuffed(self, link: Link) -> bool:
         return len(link.unsent) > self._limits.unsent_bytes_max
@@ -295,6 +295,8 @@ class ClientSessions:
             channel = self._channels.get(link)
             if channel is not None:
                 self._send(channel)
+                if channel.waiting:  # this may have emptied the socket, and then nothing else would call for the frames that wait
+                    self._handle_waiting(channel)
 
     def _read_last(self, silent: Sequence[Silent]) -> None:
         for session, _, _ in silent:
@@ -317,6 +319,7 @@ class ClientSessions:
             for ready in self._subscriptions.push_late(self._dispatch.now_us):
                 self._send_all(ready)
                 await trio.lowlevel.checkpoint()
+            self._end_turn()
             if any(not link.unsent for link in self._subscriptions.late):
                 self._late.set()
 
