@@ -38,6 +38,9 @@ ACCEPT_MAX: Final = 128  # per turn
 READY_MAX: Final = 512  # connections per turn
 TURN_BYTES_MAX: Final = 1024 * 1024
 FRAMES_BETWEEN_SENDS: Final = 64
+LARGE_ANSWER_BYTES: Final = 16 * 1024
+WAITING_FRAMES_MAX: Final = 16_384  # more than one read can bring
+PARKED_PER_STEP: Final = 256
 WRITES_PER_BATCH: Final = 256
 SWEEP_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 1.0
@@ -119,7 +122,8 @@ class ClientSessions:
             await poller.wait()
             self._begin_turn()
             accepted = poller.accept(ACCEPT_MAX)
-            self._gate.saturated = len(accepted) == ACCEPT_MAX
+            if len(accepted) == ACCEPT_MAX:
+                self._gate.note_full_accept(self._sessions.now_us)
             for connection in accepted:
                 self._open(connection)
             budget = TURN_BYTES_MAX
@@ -151,13 +155,17 @@ class ClientSessions:
             if not victim.greeted:
                 self._dispatch.refuse_link(victim, "overloaded", "too many connections have not said Hello; this was the oldest")
 
-    def _serve(self, channel: Channel) -> int:
-        """Send what is owed, then read and handle what has arrived. Returns the bytes read."""
+    def _serve(self, channel: Channel, *, last_read: bool = False) -> int:
+        """Send what is owed, then read and handle what has arrived. Returns the bytes read.
+
+        The last read before a session is declared dead reads also from a connection that does not take its answers: what has
+        arrived proves that its client lives, even when it cannot be handled yet.
+        """
         link = channel.link
         if link.unsent or channel.waiting:
             self._send(channel)
             self._handle_waiting(channel)
-            if link.unsent and self._is_stuffed(link):
+            if self._is_stuffed(link) and not last_read:
                 return 0
         data = channel.connection.recv()
         if data is None:
@@ -165,7 +173,13 @@ class ClientSessions:
         if not data:
             self._drop(channel)
             return 0
-        channel.waiting.extend(channel.reader.feed(data))
+        frames = channel.reader.feed(data)
+        channel.waiting.extend(frames)
+        if last_read and frames and link.session is not None:
+            link.session.stamp_us = self._sessions.now_us
+        if len(channel.waiting) > WAITING_FRAMES_MAX:
+            self._dispatch.refuse_link(link, "overloaded", "this connection asks on and on and reads no answers")
+            return len(data)
         self._note_partial(channel)
         self._handle_waiting(channel)
         return len(data)
@@ -182,6 +196,8 @@ class ClientSessions:
         while waiting and not self._is_stuffed(link):
             for _ in range(min(FRAMES_BETWEEN_SENDS, len(waiting))):
                 self._dispatch.receive(link, waiting.popleft())
+                if link.out and len(link.out[-1]) > LARGE_ANSWER_BYTES:  # a long list is sent before the next one is looked up
+                    break
             self._send(channel)
         if channel.reader.error is not None and not waiting:
             self._dispatch.refuse_link(link, "protocol", str(channel.reader.error))
@@ -274,7 +290,9 @@ class ClientSessions:
             case Committed(results):
                 await self._publish(results)
             case Loaded():
-                self._send_all(self._dispatch.release_parked())
+                while self._dispatch.parked:
+                    self._send_all(self._dispatch.release_parked(PARKED_PER_STEP))
+                    await trio.lowlevel.checkpoint()
             case LastRead(silent):
                 self._read_last(silent)
         self._end_turn()
@@ -303,9 +321,8 @@ class ClientSessions:
             link = session.connection
             channel = self._channels.get(link) if isinstance(link, Link) else None
             if channel is not None:
-                self._serve(channel)
-        for op in self._sessions.expiries(silent):
-            self._dispatch.writes.append(Write(op))
+                self._serve(channel, last_read=True)
+        self._dispatch.propose_expiries(silent)
 
     # --- timers -------------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ It removes nothing. A silent session is read once more, then its expiry is propo
 
 E1  The lived clock moves here and nowhere else, every 100 ms, by at most 250 ms.
 E3  Nobody is named while the node is loading, in the first four seconds after that (clients may still be in their reconnect
-    backoff), in the two seconds after a stall of the node, or while connections wait to be accepted.
+    backoff), in the two seconds after a stall of the node, or while connections wait to be accepted (ten seconds at most).
 E5  When the node has loaded, every session starts with full grace.
 """
 
@@ -24,7 +24,7 @@ from .runtime import Mailbox, MailboxFull
 
 READY_HOLD_US: Final = 4_000_000
 STALL_HOLD_US: Final = 2_000_000
-NAMED_PER_TICK_MAX: Final = 256
+NAMED_PER_TICK_MAX: Final = 2048
 LAG_DECAY: Final = 0.9  # per tick: a tenth is left after two seconds
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class FailureDetector:
             self._ready = True
             sessions.grant_grace()  # E5
             self._hold_until_us = lived.now_us + READY_HOLD_US
-        if lived.now_us < self._hold_until_us or self._gate.saturated:  # E3
+        if lived.now_us < self._hold_until_us or self._gate.is_saturated(lived.now_us):  # E3
             return
         silent = sessions.due(NAMED_PER_TICK_MAX)
         if silent:

@@ -40,6 +40,7 @@ from .supervisor import Child, Restart, Supervisor, unwrap
 
 STORE_MAILBOX_CAPACITY: Final = 256  # write batches; a full one makes client sessions keep their writes, up to `writes_pending_max`
 SESSIONS_MAILBOX_CAPACITY: Final = 256
+UNSYNCED_DEGRADED_SECONDS: Final = 3.0
 LAG_DEGRADED_MS: Final = 500.0
 FSYNC_DEGRADED_MS: Final = 500.0
 
@@ -47,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 
 class Node:
-    """A running node. `address` is where clients reach it, `environment` are its doors (a client in the same process dials through them)."""
+    """A running node. `address` is where clients reach it, `environment` are its doors: a client in the same process dials through them."""
 
     def __init__(self, config: Config, environment: Environment, directory: DataDirectory | None) -> None:
         self.config = config
@@ -125,6 +126,8 @@ class Node:
             degraded.append("loading")
         if log is not None and log.full:
             degraded.append("disk full: registrations are refused until there is space")
+        if log is not None and log.unsynced_seconds > UNSYNCED_DEGRADED_SECONDS:
+            degraded.append(f"the disk has not answered for {log.unsynced_seconds:.0f} s: writes wait for it")
         if lag_ms > LAG_DEGRADED_MS:
             degraded.append(f"the event loop was {lag_ms:.0f} ms late: something blocks it")
         if fsync_ms > FSYNC_DEGRADED_MS:

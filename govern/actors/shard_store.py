@@ -34,6 +34,7 @@ BATCHES_MAX: Final = 4
 """So many queued write batches become one batch of the log: about a thousand operations, 20 ms of work for the loop."""
 
 MEMORY_TERM: Final = 1
+RETRY_MS: Final = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -108,8 +109,7 @@ class ShardStore:
         now_us = round(trio.current_time() * 1e6)
         for write in writes:
             if write.deadline_us and write.deadline_us < now_us:
-                text = "the deadline of the request passed before it was its turn"
-                results.append((write, Outcome(Refused(Overloaded.reason, text))))
+                results.append((write, self._certainly_not(write, Overloaded.reason, "the deadline of the request passed before its turn")))
                 continue
             slot, term, seq = self._shard.number(write.op, self.term)
             numbered.append((write, Record(slot, term, seq, OP_TYPES[type(write.op)], write.op.pack())))
@@ -125,10 +125,13 @@ class ShardStore:
                 await self._directory.log.append([record for _, record in numbered])
             except NoSpace as error:
                 self._shard.unnumber(dict.fromkeys(record.slot for _, record in numbered))
-                refused = Outcome(Refused(DiskFull.reason, str(error), 1000))
-                return [(write, refused) for write, _ in numbered]
+                return [(write, self._certainly_not(write, DiskFull.reason, str(error))) for write, _ in numbered]
         apply = self._shard.apply
         return [(write, apply(record.slot, record.term, record.seq, write.op)) for write, record in numbered]  # T2
+
+    def _certainly_not(self, write: Write, code: str, text: str) -> Outcome:
+        """The outcome of a write that was not carried out; unless it is the repetition of one that was, which must not be denied."""
+        return Outcome(self._shard.answer_known(write.op) or Refused(code, text, RETRY_MS))
 
     async def _tell(self, message: SessionsMail) -> None:
         try:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 
-import msgpack
-
 from ..model import Lsn, ServiceKey
 
 
 def lease_digest(service: ServiceKey, instance_id: str, lease_id: Lsn) -> int:
-    """64 bits: the first 8 bytes, big endian, of BLAKE2b over msgpack `[namespace, service, instance id, lease term, lease seq]`."""
-    packed = msgpack.packb([service[0], service[1], instance_id, lease_id[0], lease_id[1]])
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "big")
+    """64 bits: the first 8 bytes, big endian, of BLAKE2b over the text `namespace/service instance_id term seq`. A blank occurs in no
+    name and a slash in no namespace, so no two registrations have the same text."""
+    text = f"{service[0]}/{service[1]} {instance_id} {lease_id[0]} {lease_id[1]}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -14,7 +14,8 @@ Q3  A request whose deadline has passed is refused before it is carried out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import attrs
@@ -27,6 +28,7 @@ from ..messages import (
     HEARTBEAT_RESYNC,
     PAGE_ITEMS_MAX,
     PROTOCOL_VERSION,
+    PROTOCOL_VERSION_MIN,
     TO_NODE,
     AskStatus,
     Deregister,
@@ -57,11 +59,13 @@ from ..model import LSN_ZERO, ServiceKey, check_namespace, pack_client_part
 from .entries import DeregisterOp, EntryParts, ExpireOp, Op, RegisterOp, UpdateOp, unpack_entry
 from .limits import Limits
 from .links import Gate, Link
-from .sessions import Session, Sessions
+from .sessions import Session, Sessions, Silent
 from .shard import Outcome, Shard, check_changes
 from .subscriptions import Subscriptions
 
 HEARTBEAT_MS: Final = 1_000
+EXPIRIES_PER_STEP: Final = 4_096
+EXPIRIES_PENDING_MAX: Final = 10_000
 _RETRY_SECONDS: Final = 1.0
 
 
@@ -103,7 +107,8 @@ class Dispatch:
         self.wall_ms = 0  # for `registered_at` only, set likewise
         self.writes: list[Write] = []  # to go to the store, in order; the shell takes them from the front
         self.writes_pending = 0
-        self.parked: list[tuple[Link, list[Any]]] = []
+        self.expiries_pending = 0
+        self.parked: deque[tuple[Link, list[Any]]] = deque()
         self.to_close: dict[Link, None] = {}
         self._shard = shard
         self._sessions = sessions
@@ -163,13 +168,18 @@ class Dispatch:
             return
         if number == Heartbeat.TYPE:  # of a link without a session, or malformed
             build_message(raw)
-            link.out.append(encode(HeartbeatOk(HEARTBEAT_OK, True), request_id))
+            state = HEARTBEAT_OK if self._shard.loaded else HEARTBEAT_LOADING
+            link.out.append(encode(HeartbeatOk(state, self._shard.loaded), request_id))
             return
         if number == Hello.TYPE:
             raise RemoteProtocolError("Hello was said already")
         if not self._shard.loaded or self.parked:  # nothing overtakes what was parked (Q2)
             self._park(link, raw)
             return
+        self._request(link, raw)
+
+    def _request(self, link: Link, raw: list[Any]) -> None:
+        number, request_id = raw[0], raw[1]
         try:
             answer = self._handlers[number](link, build_message(raw), request_id)
         except Rejected as error:
@@ -184,13 +194,19 @@ class Dispatch:
         else:
             self.parked.append((link, raw))
 
-    def release_parked(self) -> list[Link]:
-        """The node is loaded: take everything that waited, in order (Q2). Returns the links concerned."""
-        parked, self.parked = self.parked, []
-        for link, raw in parked:
+    def release_parked(self, limit: int) -> list[Link]:
+        """The node is loaded: take what waited, in order (Q2), `limit` requests at most. Returns the links concerned."""
+        links: dict[Link, None] = {}
+        while self.parked and limit > 0:
+            link, raw = self.parked.popleft()
+            limit -= 1
             if link.closing is None:
-                self.receive(link, raw)
-        return list(dict.fromkeys(link for link, _ in parked))
+                links[link] = None
+                try:
+                    self._request(link, raw)
+                except RemoteProtocolError as error:
+                    self.refuse_link(link, "protocol", str(error))
+        return list(links)
 
     def _hello(self, link: Link, raw: list[Any]) -> None:
         try:
@@ -199,8 +215,8 @@ class Dispatch:
             raise RemoteProtocolError(str(error)) from error
         assert isinstance(hello, Hello)
         identity = self.identity
-        if hello.protocol != PROTOCOL_VERSION:
-            text = f"this node speaks protocol version {PROTOCOL_VERSION}, the client {hello.protocol}"
+        if hello.protocol < PROTOCOL_VERSION_MIN:
+            text = f"this node speaks protocol versions {PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}, the client {hello.protocol}"
             return self.refuse_link(link, "protocol", text)
         if hello.cluster_id and hello.cluster_id != identity.cluster_id:
             return self.refuse_link(link, "cluster", f"this node belongs to cluster {identity.cluster_id}, not {hello.cluster_id[:64]!r}")
@@ -219,7 +235,9 @@ class Dispatch:
         link.greeted = True
         link.who = hello.who
         self._gate.forget(link)
-        answer = HelloOk(PROTOCOL_VERSION, identity.cluster_id, identity.node_id, identity.version, HEARTBEAT_MS, resumed)
+        answer = HelloOk(
+            min(hello.protocol, PROTOCOL_VERSION), identity.cluster_id, identity.node_id, identity.version, HEARTBEAT_MS, resumed
+        )
         link.out.append(encode(answer, raw[1]))
         return None
 
@@ -230,7 +248,7 @@ class Dispatch:
             state = HEARTBEAT_OK
         else:
             state = HEARTBEAT_RESYNC
-        link.out.append(frame(msgpack.packb([HeartbeatOk.TYPE, raw[1], state, True])))
+        link.out.append(frame(msgpack.packb([HeartbeatOk.TYPE, raw[1], state, self._shard.loaded])))
 
     def closed(self, link: Link) -> None:
         """The connection is gone, for whatever reason."""
@@ -272,21 +290,19 @@ class Dispatch:
 
     def _register(self, link: Link, message: Register, request_id: int) -> Message | None:
         session = self._session(link, request_id)
-        self._check_disk()
         client_part = pack_client_part(message.instance)
         identity, ephemeral, ttl_ms = message.instance[0], message.instance[9], message.instance[10]
         op = RegisterOp(
             message.service, identity, session.session_id, request_id, message.prior, self.wall_ms, client_part, ephemeral, ttl_ms
         )
-        return self._write(link, op, request_id, message.timeout_ms)
+        return self._write(link, op, request_id, message.timeout_ms, grows=True)
 
     def _update(self, link: Link, message: Update, request_id: int) -> Message | None:
         session = self._session(link, request_id)
-        self._check_disk()
         held = self._held(message.service, message.instance_id)
         changes = check_changes(message.changes, held.client)
         op = UpdateOp(message.service, message.instance_id, session.session_id, request_id, message.lease_id, changes)
-        return self._write(link, op, request_id, message.timeout_ms)
+        return self._write(link, op, request_id, message.timeout_ms, grows="status" not in message.changes)
 
     def _deregister(self, link: Link, message: Deregister, request_id: int) -> Message | None:
         session = self._session(link, request_id)
@@ -306,15 +322,15 @@ class Dispatch:
         """One removal for each ephemeral instance; the last one answers."""
         link.goodbye = None
         session = link.session
-        if session is None or session.connection not in (None, link) or not session.leases:
+        if session is None or session.connection not in (None, link) or not session.count:
             link.out.append(encode(Done(LSN_ZERO), request_id))
             return
-        for place, ((service, instance_id), lease) in enumerate(session.leases.items(), 1):
+        for place, (service, instance_id, lease) in enumerate(session.leases(), 1):
             op = DeregisterOp(service, instance_id, session.session_id, request_id, lease.lease_id)
-            asked = (link, request_id) if place == len(session.leases) else (None, 0)
+            asked = (link, request_id) if place == session.count else (None, 0)
             self.writes.append(Write(op, *asked))
         link.writes += 1
-        self.writes_pending += len(session.leases)
+        self.writes_pending += session.count
 
     def _session(self, link: Link, request_id: int) -> Session:
         if link.session is None:
@@ -325,26 +341,31 @@ class Dispatch:
             raise Invalid("this connection said Goodbye: nothing can be registered or changed over it any more")
         return link.session
 
-    def _check_disk(self) -> None:
-        if self._disk_full():  # what is left of the log is kept for removals (rule W5)
-            raise DiskFull("the disk of this node is full: nothing can be registered until space is made on it", _RETRY_SECONDS)
-
     def _held(self, service: ServiceKey, instance_id: str) -> EntryParts:
         entry = self._shard.entries(service).get(instance_id)
         if entry is None:
             raise Gone(f"instance {instance_id} of {service} is not registered")
         return unpack_entry(entry)
 
-    def _write(self, link: Link, op: Op, request_id: int, timeout_ms: int) -> Message | None:
+    def _write(self, link: Link, op: Op, request_id: int, timeout_ms: int, *, grows: bool = False) -> Message | None:
         known = self._shard.answer_known(op)
         if known is not None:
             return known
+        if grows and self._disk_full():  # the rest of the log is kept for removals and for taking instances out of traffic (rule W5)
+            raise DiskFull("the disk of this node is full: nothing can be registered until space is made on it", _RETRY_SECONDS)
         if self.writes_pending >= self._limits.writes_pending_max:
             raise Overloaded(f"{self.writes_pending} writes wait for the disk already; try again", _RETRY_SECONDS)
         self.writes_pending += 1
         link.writes += 1
         self.writes.append(Write(op, link, request_id, self.now_us + timeout_ms * 1000 if timeout_ms else 0))
         return None
+
+    def propose_expiries(self, silent: Sequence[Silent]) -> None:
+        """Ask the log to remove what silent sessions hold; not while too many such removals wait for the disk already."""
+        if self.expiries_pending < EXPIRIES_PENDING_MAX:
+            ops = self._sessions.expiries(silent, EXPIRIES_PER_STEP)
+            self.expiries_pending += len(ops)
+            self.writes.extend(Write(op) for op in ops)
 
     # --- outcomes -----------------------------------------------------------------------------------------------------------
 
@@ -365,7 +386,9 @@ class Dispatch:
             if write.link is not None:
                 self._answer(write.link, write.request_id, outcome.answer)
                 links[write.link] = None
-        self.writes_pending -= sum(type(write.op) is not ExpireOp for write, _ in results)
+        expired = sum(type(write.op) is ExpireOp for write, _ in results)
+        self.expiries_pending -= expired
+        self.writes_pending -= len(results) - expired
         return links, changed
 
     def _answer(self, link: Link, request_id: int, answer: Message) -> None:

@@ -10,9 +10,14 @@ K3  All these times are lived time: a node that was stalled does not blame its c
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..model import Lsn, ServiceKey
 from .limits import Limits
 from .sessions import Session
+
+SATURATED_US: Final = 500_000
+SATURATED_US_MAX: Final = 10_000_000
 
 
 class Link:
@@ -67,7 +72,8 @@ class Gate:
     """Counts strangers: connections that have not said Hello (K1)."""
 
     def __init__(self, limits: Limits) -> None:
-        self.saturated = False  # more connections wait to be accepted than one turn takes
+        self._saturated_since_us: int | None = None
+        self._saturated_until_us = 0
         self._limits = limits
         self._strangers: dict[Link, None] = {}  # oldest first
         self._by_host: dict[str, dict[Link, None]] = {}
@@ -91,6 +97,18 @@ class Gate:
             return None
         self.forget(victim)
         return victim
+
+    def note_full_accept(self, now_us: int) -> None:
+        """A turn took as many connections as it may: others probably wait, healthy clients among them (rule E3)."""
+        if now_us >= self._saturated_until_us:
+            self._saturated_since_us = now_us
+        self._saturated_until_us = now_us + SATURATED_US
+
+    def is_saturated(self, now_us: int) -> bool:
+        """Whether clients wait to be accepted. A flood of connections makes it true for a bounded time only: the dead must go at last."""
+        if self._saturated_since_us is None or now_us >= self._saturated_until_us:
+            return False
+        return now_us - self._saturated_since_us < SATURATED_US_MAX
 
     def forget(self, link: Link) -> None:
         """The connection said Hello, or it is gone."""

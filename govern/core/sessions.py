@@ -28,6 +28,8 @@ from .entries import ExpireOp
 SILENCE_MS_DEFAULT: Final = 5_000
 RETRY_US: Final = 1_000_000  # an expiry that was proposed but not carried out is proposed again after this, or after the silence if shorter
 
+REPLACED_MAX: Final = 1_000
+
 
 class Lease(NamedTuple):
     """One ephemeral instance of a session, and how long its session may be silent."""
@@ -47,7 +49,7 @@ class Silent(NamedTuple):
 class Session:
     """One client's relation to this node."""
 
-    __slots__ = ("attempt", "connection", "count", "digest", "leases", "session_id", "stamp_us", "watched")
+    __slots__ = ("_held", "attempt", "connection", "count", "digest", "replaced", "session_id", "stamp_us", "watched")
 
     def __init__(self, session_id: bytes, stamp_us: int) -> None:
         self.session_id = session_id
@@ -56,11 +58,57 @@ class Session:
         self.connection: object | None = None
         self.count = 0
         self.digest = 0
-        self.leases: dict[tuple[ServiceKey, str], Lease] = {}
+        self._held: dict[str, tuple[int, int, int]] = {}  # only atoms inside, so the garbage collector never walks it
+        self.replaced: dict[str, int] = {}  # instances that another session took, and the request id of the registration that lost
         self.watched: dict[int, None] = {}  # the ttls that have an entry in the heap
+
+    def lease(self, service: ServiceKey, instance_id: str) -> Lease | None:
+        """What the session holds of that instance."""
+        held = self._held.get(_key(service, instance_id))
+        return None if held is None else Lease(Lsn(held[0], held[1]), held[2])
+
+    def leases(self) -> Iterator[tuple[ServiceKey, str, Lease]]:
+        """Everything the session holds."""
+        for key, (term, seq, ttl_ms) in self._held.items():
+            service, _, instance_id = key.partition(" ")
+            namespace, _, name = service.partition("/")
+            yield ServiceKey(namespace, name), instance_id, Lease(Lsn(term, seq), ttl_ms)
+
+    def holds_under(self, ttl_ms: int) -> bool:
+        """Whether any lease has exactly that ttl."""
+        return any(held[2] == ttl_ms for held in self._held.values())
+
+    def put(self, service: ServiceKey, instance_id: str, lease: Lease) -> None:
+        """Hold this lease; one of the same instance must not be held."""
+        (term, seq), ttl_ms = lease
+        self._held[_key(service, instance_id)] = (term, seq, ttl_ms)
+        self.count += 1
+        self.digest ^= lease_digest(service, instance_id, lease.lease_id)
+
+    def drop(self, service: ServiceKey, instance_id: str) -> None:
+        """Do not hold that instance any more, if it is held."""
+        held = self._held.pop(_key(service, instance_id), None)
+        if held is not None:
+            self.count -= 1
+            self.digest ^= lease_digest(service, instance_id, Lsn(held[0], held[1]))
+
+    def note_replaced(self, service: ServiceKey, instance_id: str, request_id: int) -> None:
+        """Another session took that instance from the registration that had this request id."""
+        if len(self.replaced) >= REPLACED_MAX:
+            del self.replaced[next(iter(self.replaced))]
+        self.replaced[_key(service, instance_id)] = request_id
+
+    def was_replaced(self, service: ServiceKey, instance_id: str, request_id: int) -> bool:
+        """Whether a registration with that request id was carried out and has lost the instance since: its repetition must not win."""
+        return request_id <= self.replaced.get(_key(service, instance_id), -1)
 
     def __repr__(self) -> str:
         return f"<Session {self.session_id.hex()[:8]} attempt={self.attempt} leases={self.count} stamp={self.stamp_us}>"
+
+
+def _key(service: ServiceKey, instance_id: str) -> str:
+    """`namespace/service instance_id`: it can be taken apart again, because a blank occurs in no name and a slash in no namespace."""
+    return f"{service[0]}/{service[1]} {instance_id}"
 
 
 def silence_us(ttl_ms: int) -> int:
@@ -121,28 +169,16 @@ class Sessions:
     def grant(self, session_id: bytes, service: ServiceKey, instance_id: str, lease: Lease) -> None:
         """The session holds this lease from now on. An unknown session (found while loading) is created with full grace (rule E5)."""
         session = self._sessions.get(session_id) or self._add(session_id)
-        key = (service, instance_id)
-        former = session.leases.get(key)
-        if former is not None:
-            self._forget(session, key, former)
-        session.leases[key] = lease
-        session.count += 1
-        session.digest ^= lease_digest(service, instance_id, lease.lease_id)
+        session.drop(service, instance_id)
+        session.put(service, instance_id, lease)
         if lease.ttl_ms not in session.watched:
             self._watch(session, lease.ttl_ms)
 
-    def end(self, session_id: bytes, service: ServiceKey, instance_id: str) -> Session | None:
+    def end(self, session_id: bytes, service: ServiceKey, instance_id: str) -> None:
         """The session does not hold this instance any more."""
         session = self._sessions.get(session_id)
         if session is not None:
-            lease = session.leases.pop((service, instance_id), None)
-            if lease is not None:
-                self._forget(session, (service, instance_id), lease)
-        return session
-
-    def _forget(self, session: Session, key: tuple[ServiceKey, str], lease: Lease) -> None:
-        session.count -= 1
-        session.digest ^= lease_digest(*key, lease.lease_id)
+            session.drop(service, instance_id)
 
     # --- silence ------------------------------------------------------------------------------------------------------------
 
@@ -164,7 +200,7 @@ class Sessions:
         while self._heap and self._heap[0][0] <= self.now_us and len(silent) < limit:
             _, _, session, ttl_ms = heapq.heappop(self._heap)
             del session.watched[ttl_ms]
-            holds = any(lease.ttl_ms == ttl_ms for lease in session.leases.values())
+            holds = session.holds_under(ttl_ms)
             if not holds and ttl_ms != SILENCE_MS_DEFAULT:
                 continue
             deadline_us = session.stamp_us + silence_us(ttl_ms)
@@ -173,29 +209,32 @@ class Sessions:
             elif holds:
                 silent.append(Silent(session, ttl_ms, session.stamp_us))
                 self._watch(session, ttl_ms, self.now_us + min(RETRY_US, silence_us(ttl_ms)))
-            elif session.connection is None and not session.leases:
+            elif session.connection is None and not session.count:
                 del self._sessions[session.session_id]
             else:
                 self._watch(session, ttl_ms, self.now_us + silence_us(ttl_ms))
         return silent
 
     @staticmethod
-    def expiries(silent: Iterable[Silent]) -> list[ExpireOp]:
-        """What to propose for sessions that are still as silent as they were when they were named (rule E2)."""
-        return [
-            ExpireOp(service, instance_id, lease.lease_id)
-            for session, ttl_ms, stamp_us in silent
-            if session.stamp_us == stamp_us
-            for (service, instance_id), lease in session.leases.items()
-            if lease.ttl_ms <= ttl_ms
-        ]
+    def expiries(silent: Iterable[Silent], limit: int) -> list[ExpireOp]:
+        """What to propose for sessions that are still as silent as they were when they were named (rule E2), about `limit` at most:
+        sessions beyond it are named again after a second."""
+        ops: list[ExpireOp] = []
+        for session, ttl_ms, stamp_us in silent:
+            if len(ops) >= limit:
+                break
+            if session.stamp_us == stamp_us:
+                leases = [(service, instance_id, lease) for service, instance_id, lease in session.leases() if lease.ttl_ms <= ttl_ms]
+                ops.extend(ExpireOp(service, instance_id, lease.lease_id) for service, instance_id, lease in leases)
+        return ops
 
     def validate(self) -> None:
         """Assert S1, S2 and S4."""
         for session in self._sessions.values():
-            assert session.count == len(session.leases), session
+            leases = list(session.leases())
+            assert session.count == len(leases), session
             digest = 0
-            for (service, instance_id), lease in session.leases.items():
+            for service, instance_id, lease in leases:
                 digest ^= lease_digest(service, instance_id, lease.lease_id)
                 assert lease.ttl_ms in session.watched, (session, lease)
             assert session.digest == digest, session

@@ -43,13 +43,9 @@ class Block(NamedTuple):
     state: bytes
 
 
-class Past(NamedTuple):
-    """One committed operation in the ring: what it left behind for the instance, None when it removed it."""
-
-    seq: int
-    service: ServiceKey
-    instance_id: str
-    entry: bytes | None
+Past = tuple[int, str, str, bytes | None]
+"""One committed operation in the ring: its seq, the service as text, the instance id, and the entry it left behind, None when it removed
+it. A plain tuple of atoms, because the garbage collector stops walking those."""
 
 
 class Replaced(NamedTuple):
@@ -72,10 +68,11 @@ class Outcome(NamedTuple):
 class Service:
     """The committed instances of one service, and its encoded view."""
 
-    __slots__ = ("bodies", "entries", "key", "lsn")
+    __slots__ = ("bodies", "entries", "key", "lsn", "text")
 
     def __init__(self, key: ServiceKey) -> None:
         self.key = key
+        self.text = str(key)
         self.lsn = LSN_ZERO
         self.entries: dict[str, bytes] = {}
         self.bodies: list[bytes] | None = None
@@ -116,6 +113,10 @@ def _refused(error: Rejected) -> Refused:
     return Refused(error.reason, str(error), round((error.retry_after or 0) * 1000))
 
 
+def _superseded(op: RegisterOp) -> Refused:
+    return _refused(Superseded(f"instance {op.instance_id} of {op.service} was registered by another client since"))
+
+
 class Shard:
     """All slots of a node: their committed state, and what it takes to change and to read it."""
 
@@ -150,6 +151,9 @@ class Shard:
         if isinstance(op, RegisterOp):
             if entry is None:
                 return self._refuse_growth(op, service)
+            session = self._sessions.get(op.session_id)
+            if session is not None and session.was_replaced(op.service, op.instance_id, op.request_id):
+                return _superseded(op)
             return self._judge_register(op, unpack_entry(entry))
         if isinstance(op, ExpireOp):
             return None
@@ -176,7 +180,7 @@ class Shard:
             if op.prior == held.lease_id and msgpack.packb(held.client) == op.client_part:
                 return Registered(held.lease_id, held.lsn)
         elif op.prior != LSN_ZERO and held.lease_id > op.prior:
-            return _refused(Superseded(f"instance {op.instance_id} of {op.service} was registered by another client since"))
+            return _superseded(op)
         return None
 
     def _judge_change(self, op: UpdateOp | DeregisterOp, held: EntryParts) -> Message | None:
@@ -192,6 +196,8 @@ class Shard:
         slot = self._slots.get(slot_number) or self._add_slot(slot_number)
         if seq <= slot.seq:
             return Outcome(Done(slot.lsn))
+        if not slot.seq and not self.loaded:
+            slot.seq = slot.floor = seq - 1  # a salvaged log may begin late: what came before is known to be lost
         assert seq == slot.seq + 1, (slot_number, term, seq, slot.lsn)  # D2
         assert term >= slot.term, (slot_number, term, seq, slot.lsn)
         if term != slot.term:
@@ -222,6 +228,9 @@ class Shard:
                 lease_id, registered_at_ms = held.lease_id, held.registered_at_ms
             elif held.session_id != op.session_id:
                 replaced = Replaced(held.session_id, op.service, op.instance_id, held.lease_id)
+                loser = self._sessions.get(held.session_id)
+                if loser is not None:
+                    loser.note_replaced(op.service, op.instance_id, held.request_id)
             self._sessions.end(held.session_id, op.service, op.instance_id)
         else:
             self.instance_count += 1
@@ -259,20 +268,20 @@ class Shard:
         if not service.entries:
             del self._services[service.key]
             del self._slot_services[slot.number][service.key]
-        self._remember(slot, Past(lsn.seq, service.key, op.instance_id, None))
+        self._remember(slot, (lsn.seq, service.text, op.instance_id, None))
         return Outcome(Done(lsn), service.key)
 
     def _put(self, slot: Slot, service: Service, instance_id: str, lsn: Lsn, entry: bytes) -> None:
         service.entries[instance_id] = entry
         service.lsn, service.bodies = lsn, None
-        self._remember(slot, Past(lsn.seq, service.key, instance_id, entry))
+        self._remember(slot, (lsn.seq, service.text, instance_id, entry))
 
     def _remember(self, slot: Slot, past: Past) -> None:
         slot.ring.append(past)
         self._history.append(slot)
         if len(self._history) > self._limits.history_ops_max:
             oldest = self._history.popleft()
-            oldest.floor = oldest.ring.popleft().seq  # D3
+            oldest.floor = oldest.ring.popleft()[0]  # D3
 
     def _slot(self, service: ServiceKey) -> Slot:
         number = slot_of(service)
@@ -321,11 +330,12 @@ class Shard:
         if slot is None or not slot.remembers(since):
             return None
         latest: dict[str, bytes | None] = {}
-        for looked_at, past in enumerate(reversed(slot.ring)):
-            if past.seq <= since.seq:
+        text = str(key)
+        for looked_at, (seq, service_text, instance_id, entry) in enumerate(reversed(slot.ring)):
+            if seq <= since.seq:
                 break
-            if past.service == key:
-                latest.setdefault(past.instance_id, past.entry)
+            if service_text == text:
+                latest.setdefault(instance_id, entry)
             if looked_at >= self._limits.delta_ops_max * 4 or len(latest) > self._limits.delta_ops_max:
                 return None
         changed = [public_form(entry) for entry in latest.values() if entry is not None]
@@ -384,14 +394,14 @@ class Shard:
                 assert len(parts.client) == CLIENT_PART_FIELDS
                 assert parts.lease_id <= parts.lsn <= service.lsn <= self._slots[slot_of(key)].lsn, (key, parts)
                 session = self._sessions.get(parts.session_id)
-                held = None if session is None else session.leases.get((key, instance_id))
+                held = None if session is None else session.lease(key, instance_id)
                 assert (held is not None and held.lease_id == parts.lease_id) == parts.ephemeral, (key, instance_id)
         assert total == self.instance_count
         assert sum(len(services) for services in self._slot_services.values()) == len(self._services)
         for slot in self._slots.values():
             assert slot.appended >= slot.seq
             if slot.ring:
-                assert slot.floor < slot.ring[0].seq <= slot.ring[-1].seq <= slot.seq
+                assert slot.floor < slot.ring[0][0] <= slot.ring[-1][0] <= slot.seq
         assert sum(len(slot.ring) for slot in self._slots.values()) == len(self._history) <= self._limits.history_ops_max
 
 
