@@ -216,7 +216,7 @@ def register_parser() -> Parser:
     parser.add_argument("--port", type=_whole_number, required=True, metavar="PORT", help="The port of this instance.")
     parser.add_argument("--host", metavar="HOST", help="Its host. Default: this machine's address as the registry sees it.")
     parser.add_argument("--id", metavar="ID", help="Its id, unique in the service. Default HOST:PORT.")
-    parser.add_argument("--protocol", metavar="TEXT", default=standard["protocol"], help="Default tcp.")
+    parser.add_argument("--protocol", metavar="TEXT", default=standard["protocol"], help="How to speak to it. Default tcp.")
     parser.add_argument(
         "--weight", type=_number, metavar="NUMBER", default=standard["weight"], help="Its share of traffic; 0 is none. Default 1."
     )
