@@ -13,6 +13,7 @@ import select
 import sys
 from collections.abc import Iterable, Sequence
 
+from ..errors import GovernError
 from ..model import Instance
 
 INSTANCE_COLUMNS = ("ID", "ADDRESS", "STATUS", "WEIGHT", "ZONE", "VERSION", "METADATA")
@@ -22,15 +23,23 @@ class ReaderGone(Exception):
     """Nobody reads stdout any more."""
 
 
+class OutputFailed(GovernError):
+    """What was to be printed could not be written."""
+
+
 def print_line(text: str) -> None:
-    """One line on stdout, flushed (O1); raises `ReaderGone` (O3)."""
+    """One line on stdout, flushed (O1); raises `ReaderGone` (O3), or `OutputFailed` for any other reason."""
+    if sys.stdout is None:  # the process was started with stdout closed
+        raise ReaderGone("stdout is closed")
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # The interpreter flushes once more at its end, and that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise ReaderGone from None
+        if isinstance(error, BrokenPipeError):
+            raise ReaderGone("nobody reads stdout") from None
+        raise OutputFailed(f"cannot write to stdout: {error.strerror or error}") from None
 
 
 def reader_is_gone() -> bool:
@@ -47,8 +56,7 @@ def print_json(value: object) -> None:
 
 def print_error(text: str) -> None:
     """One line on stderr, with the program's name before it."""
-    sys.stderr.write(f"govern: {printable(text)}\n")
-    sys.stderr.flush()
+    print(f"govern: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

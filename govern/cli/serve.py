@@ -11,7 +11,6 @@ garbage collector, signals, exit codes.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import logging
@@ -30,7 +29,7 @@ from ..environment import real_environment
 from ..errors import ConfigError, NodeFailed, StorageError
 from ..model import format_time_ms, join_address
 from ..storage.salvage import salvage as salvage_directory
-from .output import ReaderGone, print_error, print_line, printable
+from .output import OutputFailed, ReaderGone, print_error, print_line, printable
 from .process import EXIT_DONE, EXIT_REFUSED, EXIT_USAGE, run_verb
 
 EXIT_FAILED: Final = 70
@@ -66,6 +65,7 @@ def serve(path: str | None, flags: Mapping[str, object], *, salvage: bool) -> in
     for warning in warnings:
         _log.warning("%s", warning)
     _raise_files_max(config.connections_max + FILES_RESERVED)
+    gc.disable()  # while loading: it would walk a state that only grows, again and again
 
     async def verb() -> int:
         return await _serve(config, salvage=salvage)
@@ -113,8 +113,10 @@ async def _salvage(config: Config) -> None:
 def _say_ready(node: Node) -> None:
     config = node.config
     line = f"govern node {config.node_id} ready: clients {join_address(*node.address)}, peers none, data {config.data_dir or 'memory'}"
-    with contextlib.suppress(ReaderGone):  # whoever started the node may be gone; its clients are not
+    try:
         print_line(line)
+    except (ReaderGone, OutputFailed) as error:  # whoever started the node may be gone; its clients are not
+        _log.warning("the ready line could not be printed: %s", error)
 
 
 def _explain_bind(listen: str, error: OSError) -> str:
@@ -128,7 +130,7 @@ def _explain_bind(listen: str, error: OSError) -> str:
     elif isinstance(error, socket.gaierror):
         reason = "the name cannot be resolved: give an IP address with --listen"
     else:
-        reason = f"{error.strerror or error}: give another address with --listen"
+        reason = error.strerror or str(error)
     return f"cannot listen on {listen}: {reason}"
 
 
@@ -158,7 +160,7 @@ def _raise_files_max(wanted: int) -> None:
 
 
 def _tune_collector() -> None:
-    """What was loaded stays: the garbage collector never looks at it again."""
-    gc.collect()
+    """What was loaded stays: the garbage collector, off until now, never looks at it."""
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    gc.enable()
