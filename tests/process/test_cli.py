@@ -197,6 +197,22 @@ async def test_watch_ends_when_nobody_reads_any_more(programs: Programs) -> None
     assert watch.err == ""
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is there on Linux only")
+async def test_a_result_that_cannot_be_written_is_an_error_and_no_reason_for_a_node_to_end(programs: Programs) -> None:
+    """A verb whose output cannot be written ends with 1 and one line; a node whose ready line nobody can read serves on."""
+    port = free_port()
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        node = programs.govern("--listen", f"127.0.0.1:{port}", "--data-dir", "", stdout=full)
+        await wait_until(lambda: "ready line could not be printed" in node.err, "the warning")
+        status = programs.govern("status", "--json", connect=f"127.0.0.1:{port}", stdout=full)
+        assert await status.wait_exit() == 1
+    finally:
+        os.close(full)
+    assert status.err == "govern: cannot write to stdout: No space left on device\n"
+    assert node.process.poll() is None
+
+
 # --- registering ------------------------------------------------------------------------------------------------------------------------
 
 CHILD = """
