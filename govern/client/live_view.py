@@ -31,6 +31,7 @@ class LiveView:
 
     @property
     def service(self) -> ServiceKey:
+        """The service that is viewed."""
         return self._cursor.view.service
 
     @property

@@ -36,6 +36,7 @@ class Registration:
 
     @property
     def service(self) -> ServiceKey:
+        """The service in which the instance is registered."""
         return self._claim.service
 
     @property

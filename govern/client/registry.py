@@ -96,7 +96,7 @@ class Registry:
         self._link.check_open()
         host = self._link.local_host if host is None else host
         instance = Instance(
-            id=join_address(host, port) if id is None else id,
+            id=f"{host}:{port}" if id is None else id,  # without the brackets of an IPv6 address: they are not allowed in names
             host=host,
             port=port,
             protocol=protocol,
