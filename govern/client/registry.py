@@ -17,7 +17,7 @@ import trio
 from ..environment import Environment, real_environment
 from ..errors import Unreachable
 from ..messages import AskStatus, Lookup, Services
-from ..model import Instance, ServiceInfo, ServiceKey, Status, check_instance, check_name, check_namespace, join_address
+from ..model import Instance, ServiceInfo, ServiceKey, Status, check_instance, check_name, check_namespace
 from .core import ClientCore
 from .leaving import GOODBYE_SECONDS_MAX, LeaveBudget
 from .link import Link
