@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 import struct
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
+import pytest
 import trio
 
 from govern.client import connect
-from govern.messages import Heartbeat, HelloOk, Message, Refused, encode
+from govern.messages import Heartbeat, HelloOk, Lookup, Message, Refused, encode
+from govern.model import ServiceKey
 
 from .harness import NodeProgram, Programs, frame_of, hello, raw_connection
 
@@ -180,3 +184,36 @@ async def expect_end(node: NodeProgram, parts: list[bytes], reason: str, seconds
         assert isinstance(messages[-1], Refused)
         assert messages[-1].text == reason
         nursery.cancel_scope.cancel()
+
+
+def resident_mib(node: NodeProgram) -> float:
+    """The memory that a node really has."""
+    status = Path(f"/proc/{node.process.pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of another process is read from /proc")
+async def test_clients_that_ask_and_never_read_cost_bounded_memory(programs: Programs) -> None:
+    """Ten connections ask for a long list again and again and read none of the answers, which would be gigabytes; the node stops reading
+    them, grows by less than 100 MiB, and serves others as before."""
+    node = await programs.node()
+    async with connect(node.address) as registry, AsyncExitStack() as stack:
+        for port in range(1, 101):
+            await stack.enter_async_context(registry.register("big", port=port, metadata={"text": "x" * 4000}))
+        before = resident_mib(node)
+        requests = hello() + b"".join(encode(Lookup(ServiceKey("default", "big")), number) for number in range(2, 5_000))
+        stuck = 0
+
+        async def ask_only() -> None:
+            nonlocal stuck
+            async with raw_connection(node.port) as raw:
+                with trio.move_on_after(2.0) as scope:
+                    while await raw.send(requests):
+                        pass
+                stuck += scope.cancelled_caught
+
+        async with healthy_client(node), trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(ask_only)
+        assert stuck == 10
+        assert resident_mib(node) - before < 100
