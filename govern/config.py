@@ -65,7 +65,7 @@ class Config:
         16 * MIB, low=64 * 1024, high=1024 * MIB, doc="Size of a log segment; one spare segment is always kept ready."
     )
     snapshot_bytes: int = _key(
-        64 * MIB, low=64 * 1024, high=64 * 1024 * MIB, doc="A snapshot is written after this much log; raising it makes restarts slower."
+        16 * MIB, low=64 * 1024, high=64 * 1024 * MIB, doc="A snapshot is written after this much log; raising it makes restarts slower."
     )
 
     @property

@@ -71,7 +71,9 @@ class ShardStore:
             if self._directory is not None:
                 await nursery.start(self._directory.run)
             while True:
-                batches = [await self._mailbox.get(), *self._mailbox.get_all(BATCHES_MAX - 1)]
+                first = await self._mailbox.get()
+                await trio.lowlevel.checkpoint()  # the last few requests of a burst are read meanwhile, and share the fsync
+                batches = [first, *self._mailbox.get_all(BATCHES_MAX - 1)]
                 await self._commit([write for batch in batches for write in batch.writes])
                 self._consider_snapshot(nursery)
 
