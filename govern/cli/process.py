@@ -21,6 +21,11 @@ EXIT_USAGE: Final = 2
 EXIT_UNREACHABLE: Final = 3
 EXIT_SIGNALLED: Final = 128  # plus the number of the signal, as shells do it
 
+
+class NotInTime(Unreachable):
+    """The registry can be reached, and did not answer within the time that the command has."""
+
+
 Verb = Callable[[], Awaitable[int]]
 
 
@@ -33,7 +38,8 @@ def exit_code_of(error: GovernError) -> int:
 
 def print_failure(error: GovernError, more: str = "") -> None:
     """One line about an error, with what to do where the error itself cannot know it."""
-    hint = "; start one, or say where it is with --connect" if isinstance(error, Unreachable) else ""
+    is_nowhere = isinstance(error, Unreachable) and not isinstance(error, NotInTime)
+    hint = "; start one, or say where it is with --connect" if is_nowhere else ""
     print_error(f"{error}{hint}{more}")
 
 

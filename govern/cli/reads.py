@@ -13,7 +13,6 @@ from typing import Any, Final
 import trio
 
 from ..client import LiveView, Registry, connect
-from ..errors import Unreachable
 from ..model import Change, Instance
 from .output import (
     INSTANCE_COLUMNS,
@@ -27,7 +26,7 @@ from .output import (
     printable,
     reader_is_gone,
 )
-from .process import EXIT_DONE, EXIT_REFUSED, run_verb
+from .process import EXIT_DONE, EXIT_REFUSED, NotInTime, run_verb
 
 CHECK_SECONDS: Final = 0.25
 """So often `watch` looks whether its view became stale and whether its output is still read."""
@@ -41,10 +40,10 @@ async def _registry(found: argparse.Namespace) -> AsyncIterator[Registry]:
 
 
 async def _in_time(found: argparse.Namespace, read: Callable[[], Awaitable[Any]]) -> Any:
-    """What a read returns; raises `Unreachable` when it takes longer than the command's timeout."""
+    """What a read returns; raises `NotInTime` when it takes longer than the command's timeout."""
     with trio.move_on_after(found.timeout):
         return await read()
-    raise Unreachable(f"the registry did not answer within {found.timeout:g} s")
+    raise NotInTime(f"the registry did not answer within {found.timeout:g} s")
 
 
 # --- lookup -------------------------------------------------------------------------------------------------------------------

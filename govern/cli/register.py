@@ -23,9 +23,9 @@ from typing import Any, Final
 import trio
 
 from ..client import Registration, connect
-from ..errors import GovernError, Unreachable
+from ..errors import GovernError
 from .output import print_error
-from .process import EXIT_DONE, EXIT_REFUSED, EXIT_SIGNALLED, exit_code_of, print_failure
+from .process import EXIT_DONE, EXIT_REFUSED, EXIT_SIGNALLED, NotInTime, exit_code_of, print_failure
 
 PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -114,7 +114,7 @@ class Wrapper:
             task_status.started(False)
 
     async def _register(self, stack: AsyncExitStack) -> Registration:
-        """The acknowledged registration; raises `Unreachable` when the registry cannot be reached or does not answer in time."""
+        """The acknowledged registration; raises `Unreachable` when the registry cannot be reached, `NotInTime` when it does not answer."""
         found = self._found
         registry = await stack.enter_async_context(connect(found.connect, namespace=found.namespace, timeout=found.timeout))
         instance: dict[str, Any] = {
@@ -131,7 +131,7 @@ class Wrapper:
         }
         with trio.move_on_after(found.timeout):
             return await stack.enter_async_context(registry.register(found.name, **instance))
-        raise Unreachable(f"the registry did not acknowledge the registration within {found.timeout:g} s")
+        raise NotInTime(f"the registry did not acknowledge the registration within {found.timeout:g} s")
 
     async def _hold(self, registration: Registration) -> None:
         instance = registration.instance
