@@ -218,6 +218,11 @@ class Sample:
         return self.operations / self.seconds
 
     @property
+    def other_cpu(self) -> float:
+        """The share of a core that programs without part in the figure had."""
+        return max(0.0, self.other_cpu_seconds) / self.seconds
+
+    @property
     def per_cpu_second(self) -> float:
         return self.operations / max(self.server_cpu_seconds, 1e-9)
 
@@ -227,7 +232,7 @@ class Sample:
         found = {
             "server_cpu": round(self.server_cpu_seconds / self.seconds, 3),
             "generator_cpu": round(self.generator_cpu_seconds / self.seconds, 3),
-            "other_cpu": round(max(0.0, self.other_cpu_seconds) / self.seconds, 3),
+            "other_cpu": round(self.other_cpu, 3),
         }
         if ordered:
             found["p50_us"] = round(ordered[len(ordered) // 2] * 1e6, 1)

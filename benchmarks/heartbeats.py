@@ -12,7 +12,7 @@ from govern.messages import HEARTBEAT_OK, HeartbeatOk, Registered, encode
 
 from . import _frames
 from ._load import Lane, Server, WrongAnswer, bare, closed_loop, node, paced
-from ._report import Emit, Figure, Settings, main, rate_figure
+from ._report import Emit, Figure, Settings, main, pairs, rate_figure
 
 CONNECTIONS = 1000
 
@@ -52,13 +52,17 @@ def bare_lanes(count: int, like: Lane) -> Iterator[tuple[Server, list[Lane]]]:
 
 def measure(settings: Settings, emit: Emit) -> None:
     with node() as server, lanes_of(server, CONNECTIONS) as lanes, bare_lanes(CONNECTIONS, lanes[0]) as (echo, echo_lanes):
-        samples, baselines = [], []
-        for _ in range(settings.runs):
-            samples.append(closed_loop(server, lanes, depth=1, seconds=settings.seconds))
-            baselines.append(closed_loop(echo, echo_lanes, depth=1, seconds=settings.seconds))
+        samples, baselines = pairs(
+            settings,
+            lambda: closed_loop(server, lanes, depth=1, seconds=settings.seconds),
+            lambda: closed_loop(echo, echo_lanes, depth=1, seconds=settings.seconds),
+        )
         emit(rate_figure("heartbeats", "heartbeats_1000_connections", samples, baselines, connections=CONNECTIONS, depth=1))
-        slow = [paced(server, lanes, rate=CONNECTIONS, seconds=2 * settings.seconds) for _ in range(settings.runs)]
-        slow_echo = [paced(echo, echo_lanes, rate=CONNECTIONS, seconds=2 * settings.seconds) for _ in range(settings.runs)]
+        slow, slow_echo = pairs(
+            settings,
+            lambda: paced(server, lanes, rate=CONNECTIONS, seconds=2 * settings.seconds),
+            lambda: paced(echo, echo_lanes, rate=CONNECTIONS, seconds=2 * settings.seconds),
+        )
     share = [sample.server_cpu_seconds / sample.seconds * 100 for sample in slow]
     share_echo = sorted(sample.server_cpu_seconds / sample.seconds * 100 for sample in slow_echo)[len(slow_echo) // 2]
     conditions = {"connections": CONNECTIONS, "rate": CONNECTIONS, **slow[-1].conditions(), "baseline": share_echo}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from govern.messages import View
 
 from . import _frames
 from ._load import Lane, Server, WrongAnswer, bare, closed_loop, node
-from ._report import Emit, Settings, main, rate_figure
+from ._report import Emit, Settings, main, pairs, rate_figure
 
 CONNECTIONS = 32
 INSTANCES = (10, 100)
@@ -40,10 +42,8 @@ def measure(settings: Settings, emit: Emit) -> None:
             size = len(lanes[0].answer)
             with bare("echo", len(frame), size) as echo:
                 echo_lanes = [Lane(echo, frame, bytes(size)) for _ in range(CONNECTIONS)]
-                samples, baselines = [], []
-                for _ in range(settings.runs):
-                    samples.append(closed_loop(server, lanes, depth=1, seconds=settings.seconds))
-                    baselines.append(closed_loop(echo, echo_lanes, depth=1, seconds=settings.seconds))
+                take = partial(closed_loop, server, lanes, depth=1, seconds=settings.seconds)
+                samples, baselines = pairs(settings, take, partial(closed_loop, echo, echo_lanes, depth=1, seconds=settings.seconds))
                 for lane in (writer, *lanes, *echo_lanes):
                     lane.socket.close()
         name = f"lookups_{instances}_instances"

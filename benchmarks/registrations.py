@@ -10,10 +10,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from . import _frames
 from ._load import Lane, ListLane, Sample, Server, bare, closed_loop, node
-from ._report import Emit, Settings, main, rate_figure
+from ._report import Emit, Settings, main, pairs, rate_figure
 
 SHAPES = ((64, 1), (1, 1), (1, 128))
 METADATA_BYTES = 140
@@ -40,22 +41,24 @@ def ready_lanes(server: Server, count: int, frames: list[list[bytes]], *, greet:
         lane.socket.close()
 
 
-def _run(path: str | None, connections: int, depth: int, frames: list[list[bytes]], seconds: float) -> Sample:
+def _run(durable: bool, connections: int, depth: int, frames: list[list[bytes]], seconds: float) -> Sample:
     """One run against a fresh node, so that no run pays for the registrations of the one before."""
-    keys = KEYS if path is None else {**KEYS, "data_dir": path}
-    with node(**keys) as server, ready_lanes(server, connections, frames, greet=True) as lanes:
-        return closed_loop(server, lanes, depth=depth, seconds=seconds)
-
-
-def _run_bare(path: str | None, connections: int, depth: int, frame: bytes, seconds: float) -> Sample:
-    kind = ("echo", len(frame), _frames.ANSWER_BYTES) if path is None else ("sync", len(frame), os.path.join(path, "bare"))
-    with bare(*kind) as server:
-        lanes = [Lane(server, frame, bytes(_frames.ANSWER_BYTES)) for _ in range(connections)]
-        try:
+    with tempfile.TemporaryDirectory(prefix="govern-bench-", dir=os.environ.get("BENCHMARK_DIR")) as path:
+        keys = {**KEYS, "data_dir": os.path.join(path, "node")} if durable else KEYS
+        with node(**keys) as server, ready_lanes(server, connections, frames, greet=True) as lanes:
             return closed_loop(server, lanes, depth=depth, seconds=seconds)
-        finally:
-            for lane in lanes:
-                lane.socket.close()
+
+
+def _run_bare(durable: bool, connections: int, depth: int, frame: bytes, seconds: float) -> Sample:
+    with tempfile.TemporaryDirectory(prefix="govern-bench-", dir=os.environ.get("BENCHMARK_DIR")) as path:
+        kind = ("sync", len(frame), os.path.join(path, "bare")) if durable else ("echo", len(frame), _frames.ANSWER_BYTES)
+        with bare(*kind) as server:
+            lanes = [Lane(server, frame, bytes(_frames.ANSWER_BYTES)) for _ in range(connections)]
+            try:
+                return closed_loop(server, lanes, depth=depth, seconds=seconds)
+            finally:
+                for lane in lanes:
+                    lane.socket.close()
 
 
 def measure(settings: Settings, emit: Emit) -> None:
@@ -63,12 +66,9 @@ def measure(settings: Settings, emit: Emit) -> None:
         rate = RATE_MAX if connections * depth > 1 else RATE_MAX // 6
         frames = [frames_for(lane, int(rate * settings.seconds * 1.4) // connections) for lane in range(connections)]
         for mode in ("durable", "memory"):
-            samples, baselines = [], []
-            for _ in range(settings.runs):
-                with tempfile.TemporaryDirectory(prefix="govern-bench-", dir=os.environ.get("BENCHMARK_DIR")) as path:
-                    place = path if mode == "durable" else None
-                    baselines.append(_run_bare(place, connections, depth, frames[0][0], settings.seconds))
-                    samples.append(_run(os.path.join(path, "node") if place else None, connections, depth, frames, settings.seconds))
+            take = partial(_run, mode == "durable", connections, depth, frames, settings.seconds)
+            take_baseline = partial(_run_bare, mode == "durable", connections, depth, frames[0][0], settings.seconds)
+            samples, baselines = pairs(settings, take, take_baseline)
             name = f"{mode}_registrations_{connections}x{depth}"
             size = len(frames[0][0])
             emit(rate_figure("registrations", name, samples, baselines, connections=connections, depth=depth, request_bytes=size))

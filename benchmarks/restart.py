@@ -16,7 +16,7 @@ from govern.messages import AskStatus, NodeStatus, encode
 
 from . import _frames
 from ._load import CORES, Lane, WrongAnswer, node, undisturbed
-from ._report import Emit, Figure, Settings, main
+from ._report import Emit, Figure, Settings, main, quietest
 from .memory import INSTANCES, filled
 
 KINDS = {"log": 1 << 30, "snapshot": 4 << 20}
@@ -36,33 +36,38 @@ def import_seconds() -> float:
     return time.perf_counter() - began
 
 
+def _restart(keys: dict[str, object], instances: int) -> tuple[tuple[float, int, float], float]:
+    """One start: its seconds and the resident bytes after it, and how disturbed it was."""
+    with undisturbed() as others, node(**keys) as server:
+        lane = Lane(server)
+        lane.ask(_frames.hello(session=False))
+        (answer,) = _frames.messages(lane.ask(encode(AskStatus(), 2)))
+        if not isinstance(answer, NodeStatus) or answer.status["instances"] != instances:
+            raise WrongAnswer(f"the instances are not all back: {answer!r}")
+        lane.socket.close()
+        resident = server.resident_bytes()
+        server.process.send_signal(signal.SIGKILL)
+    return (server.start_seconds, resident, others["other_cpu"]), others["other_cpu"]
+
+
 def measure(settings: Settings, emit: Emit) -> None:
     instances = INSTANCES // 10 if settings.quick else INSTANCES
     base = sorted(import_seconds() for _ in range(max(3, settings.runs)))[1]
     for kind, snapshot_bytes in KINDS.items():
         with tempfile.TemporaryDirectory(prefix="govern-bench-", dir=os.environ.get("BENCHMARK_DIR")) as path:
-            keys = {"data_dir": os.path.join(path, "node"), "snapshot_bytes": snapshot_bytes}
+            keys: dict[str, object] = {"data_dir": os.path.join(path, "node"), "snapshot_bytes": snapshot_bytes}
             with node(**keys) as server, filled(server, instances):
                 time.sleep(1.0)  # a snapshot that is being written is finished
                 server.process.send_signal(signal.SIGKILL)
-            seconds, rss = [], 0
-            for _ in range(settings.runs):
-                with undisturbed() as others, node(**{**keys, "snapshot_bytes": 1 << 30}) as server:
-                    seconds.append(server.start_seconds)
-                    rss = server.resident_bytes()
-                    lane = Lane(server)
-                    lane.ask(_frames.hello(session=False))
-                    (answer,) = _frames.messages(lane.ask(encode(AskStatus(), 2)))
-                    if not isinstance(answer, NodeStatus) or answer.status["instances"] != instances:
-                        raise WrongAnswer(f"the instances are not all back: {answer!r}")
-                    lane.socket.close()
-                    server.process.send_signal(signal.SIGKILL)
+            keys["snapshot_bytes"] = 1 << 30  # nothing is written while it is measured
+            found = [quietest(settings, lambda keys=keys: _restart(keys, instances)) for _ in range(settings.runs)]  # type: ignore[misc]
+        seconds, (_, rss, disturbed) = [run[0] for run in found], found[-1]
         conditions = {
             "instances": instances,
             "snapshot_bytes": snapshot_bytes,
             "resident_mb": rss / 1e6,
             "imports_alone": base,
-            **others,
+            "other_cpu": disturbed,
             "ratio": sorted(seconds)[len(seconds) // 2] / base,
         }
         emit(Figure(benchmark="restart", figure=f"restart_100k_instances_{kind}", unit="s", values=seconds, conditions=conditions))
