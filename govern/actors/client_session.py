@@ -246,7 +246,7 @@ class ClientSessions:
                 del self._dispatch.to_close[link]
                 channel = self._channels.get(link)
                 if channel is not None:
-                    _log.info("closing the connection of %s (%s): %s", link.who or "a stranger", link.peer, link.closing)
+                    _log.debug("closing the connection of %s (%s): %s", link.who or "a stranger", link.peer, link.closing)
                     self._send(channel)
                     self._drop(channel)
 

@@ -37,6 +37,15 @@ OUTGOING_BYTES_MAX: Final = 8 * 1024 * 1024
 _RECEIVE_BYTES: Final = 256 * 1024
 
 
+def _reason(failure: GovernError | OSError | None) -> str:
+    """Why an address did not work, for people."""
+    if failure is None:
+        return "no answer"
+    if isinstance(failure, OSError) and failure.strerror:
+        return failure.strerror.lower()
+    return str(failure) or type(failure).__name__
+
+
 class Link:
     """The connection of one client, kept up for as long as `run` runs."""
 
@@ -125,12 +134,7 @@ class Link:
 
     def explain(self) -> str:
         """One line: which addresses were tried, and what came of it."""
-        tried = [
-            f"{join_address(*address)} ({str(self.failures[address]) or type(self.failures[address]).__name__})"
-            if address in self.failures
-            else f"{join_address(*address)} (no answer)"
-            for address in self._addresses
-        ]
+        tried = [f"{join_address(*address)} ({_reason(self.failures.get(address))})" for address in self._addresses]
         return "no registry answered: tried " + ", ".join(tried)
 
     def lasting_refusal(self) -> GovernError | None:

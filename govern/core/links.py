@@ -124,11 +124,11 @@ def overdue(link: Link, now_us: int, limits: Limits) -> str | None:
     """Why this link has to be closed now, or None (K1, K2, K3)."""
     if not link.greeted and now_us - link.opened_us > limits.handshake_seconds_max * 1e6:
         return "no Hello in time"
-    if link.partial_since_us is not None and now_us - link.partial_since_us > limits.partial_frame_seconds_max * 1e6:
+    unread = len(link.unsent) > limits.unsent_bytes_max  # then this node does not listen, and silence or half a frame say nothing
+    if not unread and link.partial_since_us is not None and now_us - link.partial_since_us > limits.partial_frame_seconds_max * 1e6:
         return "a frame was not finished in time"
     if link.stalled_since_us is not None and now_us - link.stalled_since_us > limits.send_stall_seconds_max * 1e6:
         return "nothing was read from this connection for too long"
-    unread = len(link.unsent) > limits.unsent_bytes_max  # then this node does not listen, and silence says nothing
     if not unread and now_us - link.heard_us > limits.idle_seconds_max * 1e6:
         return "no heartbeat in time"
     return None

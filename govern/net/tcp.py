@@ -17,6 +17,7 @@ Known limit: name resolution happens in a thread of trio's, as everywhere in tri
 from __future__ import annotations
 
 import errno
+import os
 import selectors
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -256,8 +257,14 @@ class TcpNetwork:
     """The real twin of `environment.Network`."""
 
     async def dial(self, host: str, port: int) -> trio.SocketStream:
-        """A new stream with `TCP_NODELAY` (trio's streams set it); all addresses of a name are tried. Raises `OSError`."""
-        return await trio.open_tcp_stream(host, port)
+        """A new stream with `TCP_NODELAY` (trio's streams set it); all addresses of a name are tried. Raises the `OSError` of the last one,
+        because that says what is wrong, and trio's own only that all attempts failed."""
+        try:
+            return await trio.open_tcp_stream(host, port)
+        except OSError as error:
+            attempts = error.__cause__.exceptions if isinstance(error.__cause__, BaseExceptionGroup) else (error,)
+            failure = attempts[-1] if isinstance(attempts[-1], OSError) else error
+        raise OSError(failure.errno, os.strerror(failure.errno)) if failure.errno and failure.errno > 0 else failure
 
     async def serve(
         self,
