@@ -6,10 +6,12 @@ the rules of names; nothing else ever comes out.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from .errors import RemoteProtocolError
 from .model import Lsn, ServiceKey, check_name, check_namespace
+
+LEASES_MAX: Final = 512
 
 
 def _bad(what: str, value: object) -> RemoteProtocolError:
@@ -66,6 +68,20 @@ def changes(value: object) -> dict[str, Any]:
     if type(value) is not dict:
         raise _bad("a mapping", value)
     return value
+
+
+def leases(value: object) -> list[Any]:
+    """Rows of `[namespace, service, instance id, lease term, lease seq]`."""
+    rows = fields(value)
+    if len(rows) > LEASES_MAX:
+        raise RemoteProtocolError(f"a page of {len(rows)} leases is larger than {LEASES_MAX}")
+    for row in rows:
+        if type(row) is not list or len(row) != 5:
+            raise _bad("a lease [namespace, service, instance id, term, seq]", row)
+        service(row[:2])
+        instance_id(row[2])
+        lsn(row[3:])
+    return rows
 
 
 def texts(value: object) -> list[str]:

@@ -288,7 +288,7 @@ class Resync(Message):
     answered with resync. Each page is answered by `ResyncOk`."""
 
     TYPE: ClassVar[int] = 23
-    leases: list[Any] = _field(checks.fields)
+    leases: list[Any] = _field(checks.leases)
     more: bool = _field(checks.flag)
 
 

@@ -45,6 +45,8 @@ from ..messages import (
     Refused,
     Register,
     Resumed,
+    Resync,
+    ResyncOk,
     ServiceList,
     Services,
     Subscribe,
@@ -59,6 +61,7 @@ from ..model import LSN_ZERO, ServiceKey, check_namespace, pack_client_part
 from .entries import DeregisterOp, EntryParts, ExpireOp, Op, RegisterOp, UpdateOp, unpack_entry
 from .limits import Limits
 from .links import Gate, Link
+from .resync import answer_resync
 from .sessions import Session, Sessions, Silent
 from .shard import Outcome, Shard, check_changes
 from .subscriptions import Subscriptions
@@ -126,6 +129,7 @@ class Dispatch:
             Unsubscribe.TYPE: self._unsubscribe,
             Services.TYPE: self._services,
             Goodbye.TYPE: self._goodbye,
+            Resync.TYPE: self._resync,
         }
 
     # --- incoming -----------------------------------------------------------------------------------------------------------
@@ -285,6 +289,11 @@ class Dispatch:
         for start in range(0, max(1, len(rows)), PAGE_ITEMS_MAX):
             page = ServiceList(start + PAGE_ITEMS_MAX < len(rows), rows[start : start + PAGE_ITEMS_MAX])
             link.out.append(encode(page, request_id))
+
+    def _resync(self, link: Link, message: Resync, request_id: int) -> ResyncOk:
+        if link.session is None:
+            raise Invalid("this connection has no session: it holds no leases that could be compared")
+        return answer_resync(self._shard, link, link.session, message)
 
     # --- writes -------------------------------------------------------------------------------------------------------------
 

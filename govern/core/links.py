@@ -31,6 +31,7 @@ class Link:
         "late",
         "leaving",
         "local_host",
+        "named",
         "opened_us",
         "out",
         "partial_since_us",
@@ -59,6 +60,7 @@ class Link:
         self.subscriptions: dict[ServiceKey, Lsn] = {}
         self.late: dict[ServiceKey, None] = {}  # changed, and not yet told
         self.pushed_us = -(1 << 62)
+        self.named: dict[tuple[ServiceKey, str], None] = {}  # leases that the pages of a resync under way have named
         self.writes = 0  # operations asked for by this link and not yet answered
         self.leaving = False  # said Goodbye
         self.goodbye: int | None = None  # the request id of a Goodbye that waits for the writes before it

@@ -21,6 +21,7 @@ from govern.messages import (
     Lookup,
     Lost,
     Register,
+    Resync,
     Services,
     Subscribe,
     Unsubscribe,
@@ -48,6 +49,7 @@ good_fields: dict[int, list[Any]] = {
     Services.TYPE: ["default"],
     AskStatus.TYPE: [],
     Goodbye.TYPE: [],
+    Resync.TYPE: [[["default", "orders", "i1", 1, 1]], False],
 }
 
 
