@@ -63,7 +63,7 @@ from .limits import Limits
 from .links import Gate, Link
 from .resync import answer_resync
 from .sessions import Session, Sessions, Silent
-from .shard import Outcome, Shard, check_changes
+from .shard import EXPIRED, Outcome, Shard, check_changes
 from .subscriptions import Subscriptions
 
 HEARTBEAT_MS: Final = 1_000
@@ -385,12 +385,12 @@ class Dispatch:
         for write, outcome in results:
             if outcome.changed is not None:
                 changed[outcome.changed] = None
-            if outcome.replaced is not None:
-                session = self._sessions.get(outcome.replaced.session_id)
+            loss = outcome.loss
+            if loss is not None and loss.reason != EXPIRED:
+                session = self._sessions.get(loss.session_id)
                 loser = None if session is None else session.connection
                 if isinstance(loser, Link):
-                    _, service, instance_id, lease_id = outcome.replaced
-                    loser.out.append(encode(Lost(service, instance_id, lease_id, "superseded")))
+                    loser.out.append(encode(Lost(loss.service, loss.instance_id, loss.lease_id, loss.reason)))
                     links[loser] = None
             if write.link is not None:
                 self._answer(write.link, write.request_id, outcome.answer)
