@@ -8,9 +8,9 @@ nothing):
 The head says which session registered it and with which request, so that a repeated request is recognised after a
 restart; it never leaves the node. The rest is exactly what readers get.
 
-An *operation* is what a client, an operator or the failure detector wants to happen to one instance. Its record in the log holds the operation
-itself, not its outcome: the outcome follows from the operation and the committed state (`core.shard`), the same way
-today, at recovery and on a replica.
+An *operation* is what a client, an operator or the failure detector wants to happen to one instance. Its record in the log holds
+the operation itself, not its outcome: the outcome follows from the operation and the committed state (`core.shard`), the
+same way today, at recovery and on a replica.
 """
 
 from __future__ import annotations

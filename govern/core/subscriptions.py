@@ -7,6 +7,7 @@ them, share the same encoded bytes.
 P1  `link.subscriptions[service]` is the lsn that the subscriber reaches when it has read all that was put out to it.
 P2  A delta put out to a link starts exactly at that lsn; a whole view may replace anything.
 P3  A link that cannot take bytes now, or was pushed to within the last 20 ms, is marked late, and gets one merged push later.
+P4  Whatever is put out about a service that `ack_wanted` names asks for `Applied`; who is owed nothing gets an empty delta that asks.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Subscriptions:
     def __init__(self, shard: Shard, limits: Limits) -> None:
         self.count = 0
         self.late: dict[Link, None] = {}
+        self.ack_wanted: dict[ServiceKey, None] = {}  # services about which somebody waits for subscribers (P4, see `core.drains`)
         self._shard = shard
         self._interval_us = round(limits.push_interval_seconds * 1e6)
         self._by_service: dict[ServiceKey, dict[Link, None]] = {}
@@ -57,6 +59,10 @@ class Subscriptions:
         for service in list(link.subscriptions):
             self.remove(link, service)
         self.late.pop(link, None)
+
+    def links(self, service: ServiceKey) -> Iterable[Link]:
+        """The connections that are told of that service."""
+        return self._by_service.get(service, ())
 
     def subscribers(self, service: ServiceKey) -> int:
         return len(self._by_service.get(service, ()))
@@ -100,10 +106,11 @@ class Subscriptions:
         return True
 
     def _encode(self, service: ServiceKey, since: Lsn) -> tuple[bytes | None, Lsn]:
-        delta = self._shard.delta_since(service, since)
+        ack = service in self.ack_wanted
+        delta = self._shard.delta_since(service, since, ack)
         if delta is not None:
             return delta
-        return view_frames(self._shard.view_bodies(service), 0), self._shard.service_lsn(service)
+        return view_frames(self._shard.view_bodies(service), 0, ack), self._shard.service_lsn(service)
 
     def push_late(self, now_us: int) -> Iterator[Sequence[Link]]:
         """Put out what late links are owed, where they can take it and their 20 ms are over; slice by slice like `publish`."""
