@@ -317,7 +317,7 @@ class ClientSessions:
                     self._handle_waiting(channel)
 
     def _read_last(self, silent: Sequence[Silent]) -> None:
-        for session, _, _ in silent:
+        for session, *_ in silent:
             link = session.connection
             channel = self._channels.get(link) if isinstance(link, Link) else None
             if channel is not None:

@@ -22,6 +22,7 @@ import trio
 
 from .._version import VERSION
 from ..config import Config, build_config
+from ..core.brake import Brake
 from ..core.dispatch import Dispatch, Identity
 from ..core.links import Gate
 from ..core.sessions import Sessions
@@ -81,7 +82,10 @@ class Node:
             sessions_mailbox=sessions_mailbox,
             snapshot_bytes=config.snapshot_bytes,
         )
-        self._detector = FailureDetector(shard=self._shard, sessions=self._sessions, gate=gate, sessions_mailbox=sessions_mailbox)
+        self._brake = Brake(enabled=config.brake)
+        self._detector = FailureDetector(
+            shard=self._shard, sessions=self._sessions, gate=gate, brake=self._brake, sessions_mailbox=sessions_mailbox
+        )
         host, port = config.address
         self._clients = ClientSessions(
             network=environment.network,
@@ -152,7 +156,7 @@ class Node:
             "operations": self._shard.applied_count,
             "loop_lag_ms": round(lag_ms, 3),
             "fsync_ms": round(fsync_ms, 3),
-            "brakes": [],
+            "brakes": [] if self._brake.reason is None else [self._brake.reason],
             "degraded": degraded,
         }
 
