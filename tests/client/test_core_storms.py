@@ -14,9 +14,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from govern.client.claims import Claim
 from govern.client.core import ClientCore, Phase
 from govern.client.outbox import Request
-from govern.client.registrations import Claim
 from govern.client.views import Cursor
 from govern.errors import Invalid, Unreachable
 from govern.messages import FRAME_BYTES_MAX_TO_CLIENT, Refused, Register, build_message
