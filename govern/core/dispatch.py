@@ -30,9 +30,14 @@ from ..messages import (
     PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
     TO_NODE,
+    Applied,
     AskStatus,
     Deregister,
     Done,
+    Drain,
+    Evict,
+    Explain,
+    Explained,
     Goodbye,
     Heartbeat,
     HeartbeatOk,
@@ -58,7 +63,10 @@ from ..messages import (
     view_frames,
 )
 from ..model import LSN_ZERO, ServiceKey, check_namespace, pack_client_part
-from .entries import DeregisterOp, EntryParts, ExpireOp, Op, RegisterOp, UpdateOp, unpack_entry
+from .drains import TIMEOUT_MS_MAX, Drains
+from .entries import DeregisterOp, DrainOp, EntryParts, EvictOp, ExpireOp, Op, RegisterOp, UpdateOp, unpack_entry
+from .explain import explain
+from .history import CONNECTED, DISCONNECTED, History
 from .limits import Limits
 from .links import Gate, Link
 from .resync import answer_resync
@@ -79,6 +87,7 @@ class Write(NamedTuple):
     link: Link | None = None
     request_id: int = 0
     deadline_us: int = 0  # on the monotonic clock; 0: none
+    answer_by_us: int = 0  # of a drain: it is carried out whenever its turn comes, and answered at this time at the latest
 
 
 @attrs.frozen(kw_only=True)
@@ -113,6 +122,8 @@ class Dispatch:
         self.expiries_pending = 0
         self.parked: deque[tuple[Link, list[Any]]] = deque()
         self.to_close: dict[Link, None] = {}
+        self.drains = Drains(sessions, subscriptions)
+        self.history = History()
         self._shard = shard
         self._sessions = sessions
         self._subscriptions = subscriptions
@@ -130,6 +141,10 @@ class Dispatch:
             Services.TYPE: self._services,
             Goodbye.TYPE: self._goodbye,
             Resync.TYPE: self._resync,
+            Drain.TYPE: self._drain,
+            Applied.TYPE: self._applied,
+            Evict.TYPE: self._evict,
+            Explain.TYPE: self._explain,
         }
 
     # --- incoming -----------------------------------------------------------------------------------------------------------
@@ -198,6 +213,11 @@ class Dispatch:
         else:
             self.parked.append((link, raw))
 
+    def note_loaded(self) -> None:
+        """The state of before is back; to be told before `release_parked`."""
+        if self._shard.slot_numbers():
+            self.drains.note_start(self.now_us)
+
     def release_parked(self, limit: int) -> list[Link]:
         """The node is loaded: take what waited, in order (Q2), `limit` requests at most. Returns the links concerned."""
         links: dict[Link, None] = {}
@@ -233,6 +253,8 @@ class Dispatch:
             if attached is None:
                 return self.refuse_link(link, "superseded", "a newer connection holds this session")
             link.session, former, known = attached
+            link.who = hello.who
+            self.history.note_connection(CONNECTED, link, f"attempt {hello.attempt}")
             resumed = known or not self._shard.loaded
             if isinstance(former, Link):
                 self.refuse_link(former, "superseded", "a newer connection took this session over")
@@ -258,6 +280,8 @@ class Dispatch:
         """The connection is gone, for whatever reason."""
         link.closing = link.closing or "the other side closed it"
         self._gate.forget(link)
+        self.drains.closed(link, self.now_us)
+        self.history.note_connection(DISCONNECTED, link, "it said Goodbye" if link.leaving else link.closing)
         self._subscriptions.remove_all(link)
         self.to_close.pop(link, None)
         if link.session is not None:
@@ -272,16 +296,19 @@ class Dispatch:
         service, known = message.service, message.known
         if service not in link.subscriptions and len(link.subscriptions) >= self._limits.subscriptions_per_connection_max:
             raise Overloaded(f"this connection has {len(link.subscriptions)} subscriptions, its limit (subscriptions_per_connection_max)")
-        delta = None if known == LSN_ZERO else self._shard.delta_since(service, known)
+        ack = service in self._subscriptions.ack_wanted
+        delta = None if known == LSN_ZERO else self._shard.delta_since(service, known, ack)
         if delta is None:
-            link.out.append(view_frames(self._shard.view_bodies(service), request_id))
+            link.out.append(view_frames(self._shard.view_bodies(service), request_id, ack))
         else:
             link.out.append(encode(Resumed(service, known), request_id))
             if delta[0] is not None:
                 link.out.append(delta[0])
         self._subscriptions.add(link, service, self._shard.service_lsn(service))
+        self.drains.subscribed(link, service, known, delta is not None, self.now_us)
 
     def _unsubscribe(self, link: Link, message: Unsubscribe, request_id: int) -> None:
+        self.drains.unsubscribed(link, message.service, self.now_us)
         self._subscriptions.remove(link, message.service)
 
     def _services(self, link: Link, message: Services, request_id: int) -> None:
@@ -289,6 +316,9 @@ class Dispatch:
         for start in range(0, max(1, len(rows)), PAGE_ITEMS_MAX):
             page = ServiceList(start + PAGE_ITEMS_MAX < len(rows), rows[start : start + PAGE_ITEMS_MAX])
             link.out.append(encode(page, request_id))
+
+    def _explain(self, link: Link, message: Explain, request_id: int) -> Explained:
+        return explain(self._shard, self._sessions, self.history, message.service, message.instance_id, lambda service, instance_id: None)
 
     def _resync(self, link: Link, message: Resync, request_id: int) -> ResyncOk:
         if link.session is None:
@@ -318,11 +348,26 @@ class Dispatch:
         op = DeregisterOp(message.service, message.instance_id, session.session_id, request_id, message.lease_id)
         return self._write(link, op, request_id, message.timeout_ms)
 
+    def _drain(self, link: Link, message: Drain, request_id: int) -> Message | None:
+        """It is answered by `core.drains`, when its operation is committed and everybody knows."""
+        self._check_writer(link, request_id)
+        self.drains.admit()
+        op = DrainOp(message.service, message.instance_id, message.lease_id)
+        return self._write(link, op, request_id, 0, answer_by_us=self.now_us + min(message.timeout_ms, TIMEOUT_MS_MAX) * 1000)
+
+    def _applied(self, link: Link, message: Applied, request_id: int) -> None:
+        self.drains.applied(link, message.service, message.lsn, self.now_us)
+
+    def _evict(self, link: Link, message: Evict, request_id: int) -> Message | None:
+        self._check_writer(link, request_id)
+        return self._write(link, EvictOp(message.service, message.instance_id), request_id, 0)
+
     def _goodbye(self, link: Link, message: Goodbye, request_id: int) -> None:
         """The session ends, after everything that its connection asked for before (Q2)."""
         if link.leaving:
             raise RemoteProtocolError("Goodbye was said already")
         link.leaving = True
+        self.drains.left(link, self.now_us)
         link.goodbye = request_id
         if not link.writes:
             self._leave(link, request_id)
@@ -344,11 +389,14 @@ class Dispatch:
     def _session(self, link: Link, request_id: int) -> Session:
         if link.session is None:
             raise Invalid("this connection has no session: give a session id in Hello to register instances")
+        self._check_writer(link, request_id)
+        return link.session
+
+    def _check_writer(self, link: Link, request_id: int) -> None:
         if request_id <= 0:
             raise Invalid("a write needs a request id greater than 0")
         if link.leaving:
             raise Invalid("this connection said Goodbye: nothing can be registered or changed over it any more")
-        return link.session
 
     def _held(self, service: ServiceKey, instance_id: str) -> EntryParts:
         entry = self._shard.entries(service).get(instance_id)
@@ -356,7 +404,7 @@ class Dispatch:
             raise Gone(f"instance {instance_id} of {service} is not registered")
         return unpack_entry(entry)
 
-    def _write(self, link: Link, op: Op, request_id: int, timeout_ms: int, *, grows: bool = False) -> Message | None:
+    def _write(self, link: Link, op: Op, request_id: int, timeout_ms: int, *, grows: bool = False, answer_by_us: int = 0) -> Message | None:
         known = self._shard.answer_known(op)
         if known is not None:
             return known
@@ -366,7 +414,7 @@ class Dispatch:
             raise Overloaded(f"{self.writes_pending} writes wait for the disk already; try again", _RETRY_SECONDS)
         self.writes_pending += 1
         link.writes += 1
-        self.writes.append(Write(op, link, request_id, self.now_us + timeout_ms * 1000 if timeout_ms else 0))
+        self.writes.append(Write(op, link, request_id, self.now_us + timeout_ms * 1000 if timeout_ms else 0, answer_by_us))
         return None
 
     def propose_expiries(self, silent: Sequence[Silent]) -> None:
@@ -385,6 +433,7 @@ class Dispatch:
         for write, outcome in results:
             if outcome.changed is not None:
                 changed[outcome.changed] = None
+                self.history.note_outcome(write.op, outcome, write.link, self._shard, self._sessions)
             loss = outcome.loss
             if loss is not None and loss.reason != EXPIRED:
                 session = self._sessions.get(loss.session_id)
@@ -393,18 +442,24 @@ class Dispatch:
                     loser.out.append(encode(Lost(loss.service, loss.instance_id, loss.lease_id, loss.reason)))
                     links[loser] = None
             if write.link is not None:
-                self._answer(write.link, write.request_id, outcome.answer)
+                if type(write.op) is DrainOp and isinstance(outcome.answer, Done):
+                    self._answer(write.link, write.request_id, None)
+                    self.drains.open(write.op.service, outcome.answer.lsn, write.link, write.request_id, write.answer_by_us, self.now_us)
+                    changed[write.op.service] = None  # also when it is draining already: everybody is asked
+                else:
+                    self._answer(write.link, write.request_id, outcome.answer)
                 links[write.link] = None
         expired = sum(type(write.op) is ExpireOp for write, _ in results)
         self.expiries_pending -= expired
         self.writes_pending -= len(results) - expired
         return links, changed
 
-    def _answer(self, link: Link, request_id: int, answer: Message) -> None:
+    def _answer(self, link: Link, request_id: int, answer: Message | None) -> None:
+        """One write of a link has come to its end; None: the answer comes later, from elsewhere."""
         link.writes -= 1
         if link.leaving and link.goodbye is None and isinstance(answer, Refused) and answer.code == Gone.reason:
             answer = Done(LSN_ZERO)  # this was the last removal of a Goodbye, and what should be gone is gone
-        if link.closing is None or link.leaving:
+        if answer is not None and (link.closing is None or link.leaving):
             link.out.append(encode(answer, request_id))
         if link.goodbye is not None and not link.writes:
             self._leave(link, link.goodbye)

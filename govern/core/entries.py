@@ -65,6 +65,11 @@ def unpack_entry(entry: bytes) -> EntryParts:
     return EntryParts(session_id, request_id, Lsn(lease_term, lease_seq), Lsn(term, seq), registered_at_ms, client)
 
 
+def session_of(entry: bytes) -> bytes:
+    """The id of the session that registered it."""
+    return entry[: len(SESSION_NONE)]
+
+
 def public_form(entry: bytes) -> bytes:
     """What readers get of an entry."""
     return entry[HEAD_BYTES:]

@@ -49,6 +49,7 @@ from .slots import slot_of
 FIELD_NUMBERS: Final = {"weight": 4, "zone": 5, "version": 6, "metadata": 7, "status": 8}
 """The fields an update may change, by their place in the client part."""
 
+FIELD_NAMES: Final = {number: name for name, number in FIELD_NUMBERS.items()}
 STATUS_FIELD: Final = FIELD_NUMBERS["status"]
 STATUS_DRAINING: Final = 1
 EXPIRED: Final = "expired"

@@ -123,6 +123,7 @@ class Rig:
         self.shard.validate()
         self.sessions.validate()
         self.subscriptions.validate()
+        self.dispatch.drains.validate()
         assert self.dispatch.writes_pending >= sum(write.link is not None for write in self.dispatch.writes)
 
 
