@@ -15,6 +15,7 @@ C3  A connection that does not take its answers is not read any more until it do
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -89,6 +90,7 @@ class ClientSessions:
         self._store_mailbox = store_mailbox
         self._channels: dict[Link, Channel] = {}
         self._late = trio.Event()
+        self._drain_opened = trio.Event()
         self._to_carry = trio.Event()
         self._carrying = False
 
@@ -106,6 +108,7 @@ class ClientSessions:
                 nursery.start_soon(self._read_mail)
                 nursery.start_soon(self._carry_writes)
                 nursery.start_soon(self._push_late)
+                nursery.start_soon(self._watch_drains)
                 nursery.start_soon(self._sweep)
                 task_status.started()
         finally:
@@ -137,7 +140,7 @@ class ClientSessions:
 
     def _begin_turn(self) -> None:
         self._dispatch.now_us = round(trio.current_time() * 1e6)
-        self._dispatch.wall_ms = round(self._clock.wall() * 1000)
+        self._dispatch.wall_ms = self._dispatch.history.wall_ms = round(self._clock.wall() * 1000)
 
     def _open(self, connection: Connection) -> None:
         if len(self._channels) >= self._limits.connections_max:
@@ -241,7 +244,9 @@ class ClientSessions:
             channel.connection.close()
 
     def _close_refused(self) -> None:
-        while self._dispatch.to_close:
+        answered = self._dispatch.drains.answered
+        while self._dispatch.to_close or answered:
+            self._send_answered()
             for link in list(self._dispatch.to_close):
                 del self._dispatch.to_close[link]
                 channel = self._channels.get(link)
@@ -290,6 +295,7 @@ class ClientSessions:
             case Committed(results):
                 await self._publish(results)
             case Loaded():
+                self._dispatch.note_loaded()
                 while self._dispatch.parked:
                     self._send_all(self._dispatch.release_parked(PARKED_PER_STEP))
                     await trio.lowlevel.checkpoint()
@@ -307,14 +313,26 @@ class ClientSessions:
         self._send_all(links)
         if self._subscriptions.late:
             self._late.set()
+        if self._dispatch.drains.open_count:
+            self._drain_opened.set()
 
     def _send_all(self, links: Iterable[Link]) -> None:
         for link in links:
-            channel = self._channels.get(link)
-            if channel is not None:
-                self._send(channel)
-                if channel.waiting:  # this may have emptied the socket, and then nothing else would call for the frames that wait
-                    self._handle_waiting(channel)
+            self._send_to(link)
+        self._send_answered()
+
+    def _send_to(self, link: Link) -> None:
+        channel = self._channels.get(link)
+        if channel is not None:
+            self._send(channel)
+            if channel.waiting:  # this may have emptied the socket, and then nothing else would call for the frames that wait
+                self._handle_waiting(channel)
+
+    def _send_answered(self) -> None:
+        """A message or the end of one connection may have answered the drain of another one."""
+        answered = self._dispatch.drains.answered
+        while answered:
+            self._send_to(answered.popitem()[0])
 
     def _read_last(self, silent: Sequence[Silent]) -> None:
         for session, *_ in silent:
@@ -340,16 +358,31 @@ class ClientSessions:
             if any(not link.unsent for link in self._subscriptions.late):
                 self._late.set()
 
+    async def _watch_drains(self) -> None:
+        """Answer drains whose time is over, and find out who of their subscribers is gone for good."""
+        drains = self._dispatch.drains
+        while True:
+            due_us = drains.next_check_us(round(trio.current_time() * 1e6))
+            with trio.move_on_at(math.inf if due_us is None else due_us / 1e6):
+                await self._drain_opened.wait()
+            self._drain_opened = trio.Event()
+            self._begin_turn()
+            if due_us is not None and due_us <= self._dispatch.now_us:
+                drains.check(self._dispatch.now_us)
+                self._end_turn()
+
     async def _sweep(self) -> None:
-        """Close connections that have used up the patience of the node."""
+        """Close connections that have used up the patience of the node, and forget who does not come back."""
         while True:
             await trio.sleep(SWEEP_SECONDS)
+            self._begin_turn()
+            self._dispatch.drains.check(self._dispatch.now_us)
             now_us = self._sessions.now_us
             for link in list(self._channels):
                 reason = overdue(link, now_us, self._limits)
                 if reason is not None:
                     self._dispatch.refuse_link(link, "timeout", reason)
-            self._close_refused()
+            self._end_turn()
 
     # --- the end ------------------------------------------------------------------------------------------------------------
 

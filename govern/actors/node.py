@@ -62,7 +62,7 @@ class Node:
         gate = Gate(limits)
         cluster_id = environment.random.randbytes(16) if directory is None else directory.identity.cluster_id
         self.cluster_id = cluster_id.hex()
-        dispatch = Dispatch(
+        self._dispatch = Dispatch(
             identity=Identity(node_id=config.node_id, cluster_id=self.cluster_id, version=VERSION),
             shard=self._shard,
             sessions=self._sessions,
@@ -90,7 +90,7 @@ class Node:
         self._clients = ClientSessions(
             network=environment.network,
             clock=environment.clock,
-            dispatch=dispatch,
+            dispatch=self._dispatch,
             sessions=self._sessions,
             subscriptions=self._subscriptions,
             gate=gate,
@@ -154,6 +154,7 @@ class Node:
             "services": self._shard.service_count,
             "subscriptions": self._subscriptions.count,
             "operations": self._shard.applied_count,
+            "drains": self._dispatch.drains.open_count,
             "loop_lag_ms": round(lag_ms, 3),
             "fsync_ms": round(fsync_ms, 3),
             "brakes": [] if self._brake.reason is None else [self._brake.reason],
@@ -165,6 +166,7 @@ class Node:
         self._sessions.validate()
         self._shard.validate()
         self._subscriptions.validate()
+        self._dispatch.drains.validate()
 
     def __repr__(self) -> str:
         return f"<Node {self.config.node_id} clients={join_address(*self.address)} instances={self._shard.instance_count}>"
