@@ -34,6 +34,7 @@ class LiveView:
 
     @property
     def service(self) -> ServiceKey:
+        """The service that it is of."""
         return self._cursor.view.service
 
     @property

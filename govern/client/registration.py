@@ -38,6 +38,7 @@ class Registration:
 
     @property
     def service(self) -> ServiceKey:
+        """The service that it is of."""
         return self._claim.service
 
     @property

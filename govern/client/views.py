@@ -401,7 +401,7 @@ class Views:
         self._tell(view)
 
     def _apply(self, view: ServiceView, message: Delta) -> None:
-        if message.lsn <= message.since:
+        if message.lsn < message.since or (message.lsn == message.since and not message.ack):  # an empty one asks who has applied that lsn
             raise RemoteProtocolError(f"a delta of {view.service} from {tuple(message.since)} back to {tuple(message.lsn)}")
         changed = read_instances(message.changed)
         for instance_id in message.removed:
