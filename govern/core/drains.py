@@ -32,7 +32,7 @@ PLACES_MAX: Final = 250_000
 """So many subscribers of all open barriers are waited for; more drains are refused before they are begun."""
 
 MISSING_NAMED_MAX: Final = 100
-TIMEOUT_MS_MAX: Final = 3_600_000
+TIMEOUT_MS_MAX: Final = 24 * 3_600_000
 UNKNOWN_US: Final = 4_000_000
 """So long after a start clients may be on their way back (rule E3)."""
 
