@@ -28,6 +28,7 @@ from ..core.limits import Limits
 from ..core.links import Gate, Link, overdue
 from ..core.sessions import Sessions, Silent
 from ..core.subscriptions import Subscriptions
+from ..core.suspects import Suspects
 from ..environment import Clock, Connection, Network, Poller
 from ..errors import Stopped
 from ..messages import FRAME_BYTES_MAX_TO_NODE, Refused, encode
@@ -70,6 +71,7 @@ class ClientSessions:
         clock: Clock,
         dispatch: Dispatch,
         sessions: Sessions,
+        suspects: Suspects,
         subscriptions: Subscriptions,
         gate: Gate,
         limits: Limits,
@@ -83,6 +85,7 @@ class ClientSessions:
         self._clock = clock
         self._dispatch = dispatch
         self._sessions = sessions
+        self._suspects = suspects
         self._subscriptions = subscriptions
         self._gate = gate
         self._limits = limits
@@ -91,6 +94,8 @@ class ClientSessions:
         self._channels: dict[Link, Channel] = {}
         self._late = trio.Event()
         self._drain_opened = trio.Event()
+        self._doubted = trio.Event()
+        self._doubts_due_us: int | None = None
         self._to_carry = trio.Event()
         self._carrying = False
 
@@ -109,6 +114,7 @@ class ClientSessions:
                 nursery.start_soon(self._carry_writes)
                 nursery.start_soon(self._push_late)
                 nursery.start_soon(self._watch_drains)
+                nursery.start_soon(self._tell_suspects)
                 nursery.start_soon(self._sweep)
                 task_status.started()
         finally:
@@ -257,6 +263,8 @@ class ClientSessions:
 
     def _end_turn(self) -> None:
         self._close_refused()
+        if self._suspects.pending or self._suspects.next_us != self._doubts_due_us:
+            self._doubted.set()
         writes = self._dispatch.writes
         if not writes or self._carrying:
             return
@@ -370,6 +378,24 @@ class ClientSessions:
             if due_us is not None and due_us <= self._dispatch.now_us:
                 drains.check(self._dispatch.now_us)
                 self._end_turn()
+
+    async def _tell_suspects(self) -> None:
+        """Suspect those whose connection has been gone for 300 ms, exactly then, and tell subscribers what has changed."""
+        suspects = self._suspects
+        while True:
+            self._doubts_due_us = due_us = suspects.next_us
+            with trio.move_on_at(math.inf if due_us is None else due_us / 1e6):
+                await self._doubted.wait()
+            self._doubted = trio.Event()
+            self._begin_turn()
+            suspects.wake(self._dispatch.now_us)
+            for ready in self._subscriptions.publish_hints():
+                self._send_all(ready)
+                await trio.lowlevel.checkpoint()
+            if self._subscriptions.late:
+                self._late.set()
+            self._doubts_due_us = suspects.next_us
+            self._end_turn()
 
     async def _sweep(self) -> None:
         """Close connections that have used up the patience of the node, and forget who does not come back."""

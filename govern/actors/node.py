@@ -24,10 +24,12 @@ from .._version import VERSION
 from ..config import Config, build_config
 from ..core.brake import Brake
 from ..core.dispatch import Dispatch, Identity
+from ..core.history import History
 from ..core.links import Gate
 from ..core.sessions import Sessions
 from ..core.shard import Shard
 from ..core.subscriptions import Subscriptions
+from ..core.suspects import Suspects
 from ..environment import Environment, real_environment
 from ..errors import ConfigError, NodeFailed, StorageFailed
 from ..model import join_address
@@ -58,7 +60,9 @@ class Node:
         limits = config.limits
         self._sessions = Sessions()
         self._shard = Shard(self._sessions, limits)
-        self._subscriptions = Subscriptions(self._shard, limits)
+        history = History()
+        self._suspects = Suspects(self._shard, self._sessions, history)
+        self._subscriptions = Subscriptions(self._shard, self._suspects, limits)
         gate = Gate(limits)
         cluster_id = environment.random.randbytes(16) if directory is None else directory.identity.cluster_id
         self.cluster_id = cluster_id.hex()
@@ -66,7 +70,9 @@ class Node:
             identity=Identity(node_id=config.node_id, cluster_id=self.cluster_id, version=VERSION),
             shard=self._shard,
             sessions=self._sessions,
+            suspects=self._suspects,
             subscriptions=self._subscriptions,
+            history=history,
             gate=gate,
             limits=limits,
             status=self.status,
@@ -92,6 +98,7 @@ class Node:
             clock=environment.clock,
             dispatch=self._dispatch,
             sessions=self._sessions,
+            suspects=self._suspects,
             subscriptions=self._subscriptions,
             gate=gate,
             limits=limits,
@@ -153,6 +160,7 @@ class Node:
             "instances": self._shard.instance_count,
             "services": self._shard.service_count,
             "subscriptions": self._subscriptions.count,
+            "suspects": len(self._suspects),
             "operations": self._shard.applied_count,
             "drains": self._dispatch.drains.open_count,
             "loop_lag_ms": round(lag_ms, 3),
@@ -165,6 +173,7 @@ class Node:
         """Assert the invariants of all cores; for tests and simulations, it walks everything."""
         self._sessions.validate()
         self._shard.validate()
+        self._suspects.validate()
         self._subscriptions.validate()
         self._dispatch.drains.validate()
 

@@ -73,6 +73,7 @@ from .resync import answer_resync
 from .sessions import Session, Sessions, Silent
 from .shard import EXPIRED, Outcome, Shard, check_changes
 from .subscriptions import Subscriptions
+from .suspects import Suspects
 
 HEARTBEAT_MS: Final = 1_000
 EXPIRIES_PER_STEP: Final = 4_096
@@ -108,7 +109,9 @@ class Dispatch:
         identity: Identity,
         shard: Shard,
         sessions: Sessions,
+        suspects: Suspects,
         subscriptions: Subscriptions,
+        history: History,
         gate: Gate,
         limits: Limits,
         status: Callable[[], dict[str, Any]],
@@ -123,9 +126,10 @@ class Dispatch:
         self.parked: deque[tuple[Link, list[Any]]] = deque()
         self.to_close: dict[Link, None] = {}
         self.drains = Drains(sessions, subscriptions)
-        self.history = History()
+        self.history = history
         self._shard = shard
         self._sessions = sessions
+        self._suspects = suspects
         self._subscriptions = subscriptions
         self._gate = gate
         self._limits = limits
@@ -157,6 +161,8 @@ class Dispatch:
         session = link.session
         if session is not None:
             session.stamp_us = self._sessions.now_us
+            if session.suspect_ms:
+                self._suspects.note_heard(session)
             if raw[0] == Heartbeat.TYPE and len(raw) >= 4:
                 self._heartbeat(link, session, raw)
                 return
@@ -253,6 +259,7 @@ class Dispatch:
             if attached is None:
                 return self.refuse_link(link, "superseded", "a newer connection holds this session")
             link.session, former, known = attached
+            self._suspects.note_heard(link.session)
             link.who = hello.who
             self.history.note_connection(CONNECTED, link, f"attempt {hello.attempt}")
             resumed = known or not self._shard.loaded
@@ -286,6 +293,8 @@ class Dispatch:
         self.to_close.pop(link, None)
         if link.session is not None:
             self._sessions.detach(link.session, link)
+            if link.session.connection is None and not link.leaving:
+                self._suspects.note_closed(link.session, self.now_us)
 
     # --- reads --------------------------------------------------------------------------------------------------------------
 
@@ -304,6 +313,9 @@ class Dispatch:
             link.out.append(encode(Resumed(service, known), request_id))
             if delta[0] is not None:
                 link.out.append(delta[0])
+        hints = self._subscriptions.hints(service)
+        if hints:
+            link.out.append(hints)
         self._subscriptions.add(link, service, self._shard.service_lsn(service))
         self.drains.subscribed(link, service, known, delta is not None, self.now_us)
 
@@ -318,7 +330,7 @@ class Dispatch:
             link.out.append(encode(page, request_id))
 
     def _explain(self, link: Link, message: Explain, request_id: int) -> Explained:
-        return explain(self._shard, self._sessions, self.history, message.service, message.instance_id, lambda service, instance_id: None)
+        return explain(self._shard, self._sessions, self.history, message.service, message.instance_id, self._suspects.seconds)
 
     def _resync(self, link: Link, message: Resync, request_id: int) -> ResyncOk:
         if link.session is None:
@@ -418,7 +430,13 @@ class Dispatch:
         return None
 
     def propose_expiries(self, silent: Sequence[Silent]) -> None:
-        """Ask the log to remove what silent sessions hold; not while too many such removals wait for the disk already."""
+        """Suspect the sessions that are still as silent as they were when they were named. Ask the log to remove what the final ones hold;
+        not while too many such removals wait for the disk already."""
+        for session, ttl_ms, stamp_us, _ in silent:
+            if session.stamp_us == stamp_us:
+                self._suspects.note_silent(session, ttl_ms)
+            elif session.suspect_ms:
+                self._suspects.note_heard(session)
         if self.expiries_pending < EXPIRIES_PENDING_MAX:
             ops = self._sessions.expiries(silent, EXPIRIES_PER_STEP)
             self.expiries_pending += len(ops)
@@ -433,6 +451,7 @@ class Dispatch:
         for write, outcome in results:
             if outcome.changed is not None:
                 changed[outcome.changed] = None
+                self._suspects.note_changed(outcome.changed, write.op.instance_id)
                 self.history.note_outcome(write.op, outcome, write.link, self._shard, self._sessions)
             loss = outcome.loss
             if loss is not None and loss.reason != EXPIRED:

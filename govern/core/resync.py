@@ -28,7 +28,8 @@ def answer_resync(shard: Shard, link: Link, session: Session, page: Resync) -> R
         link.named = {key: None for key in link.named if session.lease(*key) is not None}  # Y4: some have ended since they were named
     unknown: list[list[str]] = []
     superseded: list[list[str]] = []
-    lists = {"unknown": unknown, "superseded": superseded}
+    evicted: list[list[str]] = []
+    lists = {"unknown": unknown, "superseded": superseded, "evicted": evicted}
     for namespace, name, instance_id, term, seq in page.leases:
         service, lease_id = ServiceKey(namespace, name), Lsn(term, seq)
         held = session.lease(service, instance_id)
@@ -41,16 +42,16 @@ def answer_resync(shard: Shard, link: Link, session: Session, page: Resync) -> R
     if not page.more:
         extra = _extra(session, link.named)
         link.named = {}
-    return ResyncOk(unknown, superseded, [], extra)
+    return ResyncOk(unknown, superseded, evicted, extra)
 
 
 def _judge(shard: Shard, session: Session, service: ServiceKey, instance_id: str, lease_id: Lsn) -> str:
     """What became of a lease that the session does not hold: as a registration with it as `prior` would be judged (rule SE7)."""
+    if shard.is_barred(service, instance_id, session.session_id):
+        return "evicted"
     entry = shard.entries(service).get(instance_id)
-    if entry is None:
-        return "unknown"
-    parts = unpack_entry(entry)
-    if parts.session_id != session.session_id and parts.lease_id > lease_id:
+    held = None if entry is None else unpack_entry(entry)
+    if held is not None and held.session_id != session.session_id and held.lease_id > lease_id:
         return "superseded"
     return "unknown"
 
