@@ -401,7 +401,8 @@ class Views:
         self._tell(view)
 
     def _apply(self, view: ServiceView, message: Delta) -> None:
-        if message.lsn < message.since or (message.lsn == message.since and not message.ack):  # an empty one asks who has applied that lsn
+        is_question = message.ack and not message.changed and not message.removed  # it moves nothing and asks where the view stands
+        if message.lsn < message.since or (message.lsn == message.since and not is_question):
             raise RemoteProtocolError(f"a delta of {view.service} from {tuple(message.since)} back to {tuple(message.lsn)}")
         changed = read_instances(message.changed)
         for instance_id in message.removed:
@@ -409,7 +410,8 @@ class Views:
         for instance_id, instance in changed.items():
             view.put(instance_id, instance)
         view.lsn, view.misfits = message.lsn, 0
-        self._changed(view)
+        if not is_question:
+            self._changed(view)
         if message.ack:
             self._outbox.send(Applied(view.service, view.lsn))  # V8
 

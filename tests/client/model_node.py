@@ -268,6 +268,10 @@ class ModelNode:
             if message.service in self.subscriptions:
                 self.drains[request_id] = (message.service, held.lsn)
             self.changed(key, held.lsn)
+        elif message.service in self.subscriptions:
+            lsn = self.subscriptions[message.service]
+            self.drains[request_id] = (message.service, lsn)
+            self.send(Delta(message.service, lsn, lsn, [], [], True))
         if request_id in self.drains:
             return None
         return Drained(held.lsn, 0, 0, [])

@@ -9,6 +9,7 @@ import msgpack
 import pytest
 
 from govern.client.balance import Choice
+from govern.errors import RemoteProtocolError
 from govern.messages import Applied, Delta, Hint, View
 from govern.model import Instance, Lsn, ServiceKey, Status, client_fields
 
@@ -146,6 +147,21 @@ def test_applied_is_said_when_it_is_true_and_was_asked_for() -> None:
     assert not pair.sent()
     pair.give(View(ORDERS, Lsn(1, 7), True, False, [], True))
     assert pair.sent() == [Applied(ORDERS, Lsn(1, 7))]
+
+
+def test_an_empty_delta_only_asks() -> None:
+    """A push that moves nothing is a question: it is answered, and nobody is told of a change. Without the question it is nonsense."""
+    pair = Pair()
+    put(pair.node, "one")
+    pair.connect()
+    cursor = pair.core.views.open(ORDERS)
+    pair.settle()
+    cursor.skip()
+    pair.give(Delta(ORDERS, cursor.view.lsn, cursor.view.lsn, [], [], True))
+    assert pair.sent() == [Applied(ORDERS, cursor.view.lsn)]
+    assert cursor.take() is None
+    with pytest.raises(RemoteProtocolError):
+        pair.give(Delta(ORDERS, cursor.view.lsn, cursor.view.lsn, [], []))
 
 
 def test_what_was_not_applied_is_not_acknowledged() -> None:
