@@ -41,6 +41,10 @@ _FIELDS: Final = {field.name: field for field in attrs.fields(Instance)}
 _TYPES: Final = {"weight": float, "ttl": float, "registered_at": str}  # those that `check_instance` is generous about
 
 
+class Damaged(ValueError):
+    """The file is not one that `encode` has made."""
+
+
 def encode(lists: Lists) -> bytes:
     """The file for these lists."""
     views = [
@@ -51,7 +55,7 @@ def encode(lists: Lists) -> bytes:
 
 
 def decode(data: bytes) -> dict[ServiceKey, tuple[Instance, ...]]:
-    """The lists of a file; raises `ValueError` with the reason when any part of it is not as `encode` makes it (K2)."""
+    """The lists of a file; raises `Damaged` with the reason when any part of it is not as `encode` makes it (K2)."""
     try:
         file = json.loads(data)
         if (file["format"], file["version"]) != (FORMAT, VERSION):
@@ -60,8 +64,8 @@ def decode(data: bytes) -> dict[ServiceKey, tuple[Instance, ...]]:
         for view in file["views"]:
             service = ServiceKey(check_namespace(view["namespace"]), check_name(view["name"]))
             lists[service] = tuple(map(_read_instance, view["instances"]))
-    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from error
     return lists
 
 
@@ -104,7 +108,7 @@ class Cache:
             if data is None:
                 return None
             lists = decode(data)
-        except (StorageError, ValueError) as error:
+        except (StorageError, Damaged) as error:
             _log.warning("the cache %s is not used: %s", self._path, error)
             return None
         self._saved = dict(lists)
