@@ -79,6 +79,7 @@ HEARTBEAT_MS: Final = 1_000
 EXPIRIES_PER_STEP: Final = 4_096
 EXPIRIES_PENDING_MAX: Final = 10_000
 _RETRY_SECONDS: Final = 1.0
+_LONG_ANSWERS: Final = (Lookup.TYPE, Subscribe.TYPE, Services.TYPE, Explain.TYPE)
 
 
 class Write(NamedTuple):
@@ -225,17 +226,26 @@ class Dispatch:
             self.drains.note_start(self.now_us)
 
     def release_parked(self, limit: int) -> list[Link]:
-        """The node is loaded: take what waited, in order (Q2), `limit` requests at most. Returns the links concerned."""
+        """The node is loaded: take what waited, in order (Q2), `limit` requests at most, and not many more answers than a socket takes.
+        Returns the links concerned. A link that takes no answers is refused the lists it asked for."""
         links: dict[Link, None] = {}
-        while self.parked and limit > 0:
+        room = self._limits.unsent_bytes_max
+        while self.parked and limit > 0 and room > 0:
             link, raw = self.parked.popleft()
             limit -= 1
-            if link.closing is None:
-                links[link] = None
-                try:
+            if link.closing is not None:
+                continue
+            links[link] = None
+            before = len(link.out)
+            try:
+                if raw[0] in _LONG_ANSWERS and len(link.unsent) > self._limits.unsent_bytes_max:
+                    text = "this connection asked for more than it takes; try again"
+                    link.out.append(encode(Refused(Overloaded.reason, text, round(_RETRY_SECONDS * 1000)), raw[1]))
+                else:
                     self._request(link, raw)
-                except RemoteProtocolError as error:
-                    self.refuse_link(link, "protocol", str(error))
+            except RemoteProtocolError as error:
+                self.refuse_link(link, "protocol", str(error))
+            room -= sum(map(len, link.out[before:]))
         return list(links)
 
     def _hello(self, link: Link, raw: list[Any]) -> None:
