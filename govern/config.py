@@ -50,6 +50,10 @@ class Config:
         doc="Allow clients from other machines without encryption and without authentication: anybody who reaches the port can register.",
     )
     log_level: str = _key("info", doc=f"How much is written to stderr: {', '.join(LOG_LEVELS)}.")
+    brake: bool = _key(
+        True,
+        doc="When most clients fall silent together, hold their removal for up to ten seconds and then let it happen slowly.",
+    )
     connections_max: int = _key(20_000, low=1, high=1_000_000, doc="Client connections; each costs about 3 KiB and one file descriptor.")
     sessions_max: int = _key(100_000, low=1, high=10_000_000, doc="Client sessions, connected or not; each costs about 1 KiB.")
     instances_max: int = _key(2_000_000, low=1, high=100_000_000, doc="Registered instances; each costs about 700 bytes of memory.")
