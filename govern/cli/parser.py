@@ -18,8 +18,9 @@ from typing import Final, NoReturn
 import attrs
 
 from .._version import VERSION
-from ..config import Config, key_doc, key_is_flag, key_names
+from ..config import key_default, key_doc, key_flag, key_is_flag, key_names
 from ..model import Instance
+from .effective import STANDALONE_DEFAULTS, show_config
 from .output import print_error
 from .process import EXIT_DONE, EXIT_USAGE
 from .reads import lookup, services, status, watch
@@ -42,6 +43,7 @@ verbs:
   watch       show the instances of a service, then every change
   services    show all services
   status      show the state of a node
+  config      show the configuration of a node, and where each value came from
 
 flags:
   -h, --help  show this text, or after a verb what that verb can do
@@ -140,7 +142,6 @@ _METAVARS: Final = {
     "segment_bytes": "BYTES",
     "snapshot_bytes": "BYTES",
 }
-_OWN_DEFAULT: Final = ("listen", "data_dir")  # their text names the default of a standalone node
 
 
 def serve_parser() -> Parser:
@@ -152,24 +153,39 @@ def serve_parser() -> Parser:
         'Every flag but --config and --salvage is also a key of the file and a variable: --data-dir is data_dir = "..." and '
         "GOVERN_DATA_DIR. Flags win over variables, variables over the file.",
     )
-    parser.add_argument("--config", metavar="FILE", help="A TOML file with configuration keys (also GOVERN_CONFIG).")
+    _add_keys(parser)
     parser.add_argument(
         "--salvage",
         action="store_true",
         help="Repair a damaged data directory before serving: what cannot be read is set aside, never deleted, and what is lost is named.",
     )
-    defaults = {field.name: field.default for field in attrs.fields(Config)}
+    return parser
+
+
+def config_parser() -> Parser:
+    """The parser of `config`: it takes what `serve` takes."""
+    parser = Parser(
+        "config",
+        "config [--config FILE] [FLAGS]",
+        "Show the configuration that serve would run with, given the same file, variables and flags: each key with its meaning, its value, "
+        "and where the value came from. The output is itself a configuration file.",
+    )
+    _add_json(parser, "a JSON array")
+    _add_keys(parser)
+    return parser
+
+
+def _add_keys(parser: Parser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="A TOML file with configuration keys (also GOVERN_CONFIG).")
     for name in key_names():
-        flag = "--" + name.replace("_", "-")
         text = key_doc(name).replace("%", "%%")
-        if name not in _OWN_DEFAULT:
-            text += f" Default {_shown(defaults[name])}."
+        if name not in STANDALONE_DEFAULTS:  # their text names the default
+            text += f" Default {_shown(key_default(name))}."
         if key_is_flag(name):
-            parser.add_argument(flag, dest=name, nargs="?", const="true", metavar="true|false", help=text)
+            parser.add_argument(key_flag(name), dest=name, nargs="?", const="true", metavar="true|false", help=text)
         else:
             metavar = _METAVARS.get(name, "N")
-            parser.add_argument(flag, dest=name, metavar=metavar, help=text)
-    return parser
+            parser.add_argument(key_flag(name), dest=name, metavar=metavar, help=text)
 
 
 def _shown(value: object) -> str:
@@ -299,9 +315,18 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _serve(arguments: Sequence[str]) -> int:
-    found = vars(serve_parser().parse(arguments))
-    config, salvage = found.pop("config"), found.pop("salvage")
-    return serve(config, {name: value for name, value in found.items() if value is not None}, salvage=salvage)
+    found = serve_parser().parse(arguments)
+    return serve(found.config, _key_flags(found), salvage=found.salvage)
+
+
+def _config(arguments: Sequence[str]) -> int:
+    found = config_parser().parse(arguments)
+    return show_config(found.config, _key_flags(found), as_json=found.json)
+
+
+def _key_flags(found: argparse.Namespace) -> dict[str, str]:
+    """The keys that were given as flags, their values as they were written."""
+    return {name: getattr(found, name) for name in key_names() if getattr(found, name) is not None}
 
 
 def _register(arguments: Sequence[str]) -> int:
@@ -323,4 +348,5 @@ _VERBS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "watch": lambda arguments: watch(watch_parser().parse(arguments)),
     "services": lambda arguments: services(services_parser().parse(arguments)),
     "status": lambda arguments: status(status_parser().parse(arguments)),
+    "config": _config,
 }

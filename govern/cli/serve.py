@@ -24,11 +24,12 @@ from typing import Final
 import trio
 
 from ..actors.node import Node, open_node
-from ..config import DATA_DIR_STANDALONE, LISTEN_STANDALONE, Config, build_config, from_variables, read_toml
+from ..config import Config
 from ..environment import real_environment
 from ..errors import ConfigError, NodeFailed, StorageError
 from ..model import format_time_ms, join_address
 from ..storage.salvage import salvage as salvage_directory
+from .effective import read_effective
 from .output import OutputFailed, ReaderGone, print_error, print_line, printable
 from .process import EXIT_DONE, EXIT_REFUSED, EXIT_USAGE, run_verb
 
@@ -51,10 +52,10 @@ class LineFormatter(logging.Formatter):
         return f"{moment} {record.levelname.lower()} {record.name}: {printable(record.message)}"
 
 
-def serve(path: str | None, flags: Mapping[str, object], *, salvage: bool) -> int:
+def serve(path: str | None, flags: Mapping[str, str], *, salvage: bool) -> int:
     """Run a node until a signal ends it; returns the exit code."""
     try:
-        config, warnings = _read_config(path, flags)
+        config, _, warnings = read_effective(path, flags)
     except ConfigError as error:
         print_error(str(error))
         return EXIT_USAGE
@@ -71,14 +72,6 @@ def serve(path: str | None, flags: Mapping[str, object], *, salvage: bool) -> in
         return await _serve(config, salvage=salvage)
 
     return run_verb(verb, code_when_ended=EXIT_DONE)
-
-
-def _read_config(path: str | None, flags: Mapping[str, object]) -> tuple[Config, list[str]]:
-    path = path or os.environ.get("GOVERN_CONFIG")
-    variables, warnings = from_variables(os.environ)
-    standalone = ("default", {"listen": LISTEN_STANDALONE, "data_dir": DATA_DIR_STANDALONE})
-    file = [read_toml(path)] if path else []
-    return build_config(standalone, *file, variables, ("command line", flags)), warnings
 
 
 async def _serve(config: Config, *, salvage: bool) -> int:

@@ -8,6 +8,7 @@ import pty
 import re
 import signal
 import sys
+import tomllib
 from collections.abc import Sequence
 
 import pytest
@@ -15,6 +16,7 @@ import trio
 
 from govern import _version
 from govern.client import connect
+from govern.config import key_names
 from govern.model import LSN_ZERO, Instance
 
 from .harness import NodeProgram, Program, Programs, free_port, wait_until
@@ -22,7 +24,7 @@ from .harness import NodeProgram, Program, Programs, free_port, wait_until
 INSTANCE_FIELDS = set(Instance(id="i", host="h", port=1, lease_id=LSN_ZERO, lsn=LSN_ZERO).to_json())
 STATUS_FIELDS = {"node_id", "cluster_id", "version", "role", "controller", "term", "table_version", "fresh", "mode", "sessions"}
 STATUS_FIELDS |= {"instances", "services", "subscriptions", "loop_lag_ms", "fsync_ms", "brakes", "degraded"}
-VERBS = ("serve", "register", "lookup", "watch", "services", "status")
+VERBS = ("serve", "register", "lookup", "watch", "services", "status", "config")
 
 
 # --- help -----------------------------------------------------------------------------------------------------------------------------
@@ -38,7 +40,7 @@ async def test_help_fits_the_terminal_and_names_everything(programs: Programs) -
         assert await program.wait_exit() == 0
         assert program.out.startswith("usage: govern ")
         assert "%(" not in program.out
-        if verb not in ("serve", "status", "services"):
+        if verb not in ("serve", "status", "services", "config"):
             assert "NAME" in program.out
         out += program.out
     assert max(map(len, out.splitlines())) <= 80
@@ -138,6 +140,38 @@ async def test_a_registry_that_never_answers_is_unreachable(programs: Programs) 
     node.send(signal.SIGSTOP)
     code, out, err = await programs.run("lookup", "orders", "--timeout", "1", connect=node.address)
     assert (code, out, len(err.splitlines())) == (3, "", 1)
+
+
+async def test_config_shows_every_key_with_its_origin(programs: Programs) -> None:
+    """`config` prints, in at most 80 columns, a file that configures the same; behind each value stands where it came from. `--json`
+    carries the same. A wrong value is one line and exit code 2."""
+    text = 'node_id = 5\ndata_dir = "/nowhere \\u00e9 \\u001b"\nlog_level = "debug"\n'
+    (programs.directory / "govern.toml").write_text(text)
+    variables = {"GOVERN_CONFIG": "govern.toml", "GOVERN_LOG_LEVEL": "error", "GOVERN_SESSIONS_MAX": "9", "GOVERN_PORT": "tcp://1.2.3.4:5"}
+    asked = [programs.govern("config", *flags, "--sessions-max", "8", variables=variables) for flags in ([], ["--json"])]
+    wrong = programs.govern("config", variables=variables | {"GOVERN_SESSIONS_MAX": "many"})
+    for program in asked:
+        assert await program.wait_exit() == 0
+        assert program.err == "govern: the variable GOVERN_PORT is not a configuration key and is ignored\n"
+    people, script = (program.out for program in asked)
+    rows = json.loads(script)
+    assert [row["key"] for row in rows] == list(key_names())
+    assert all(row.keys() == {"key", "value", "origin", "default", "doc"} for row in rows)
+    changed = {row["key"]: (row["value"], row["origin"]) for row in rows if row["origin"] != "default"}
+    assert changed == {
+        "node_id": (5, "govern.toml"),
+        "data_dir": ("/nowhere \u00e9 \x1b", "govern.toml"),
+        "log_level": ("error", "GOVERN_LOG_LEVEL"),
+        "sessions_max": (8, "--sessions-max"),
+    }
+    assert next(row["value"] for row in rows if row["key"] == "listen") == "127.0.0.1:7400"
+    assert tomllib.loads(people) == {row["key"]: row["value"] for row in rows}
+    assert "node_id = 5  # govern.toml\n" in people
+    assert 'listen = "127.0.0.1:7400"  # default\n' in people
+    assert max(map(len, people.splitlines())) <= 80
+    assert "\x1b" not in people
+    assert await wrong.wait_exit() == 2
+    assert (wrong.out, wrong.err) == ("", "govern: GOVERN_SESSIONS_MAX: sessions_max = 'many' is not usable: give a whole number\n")
 
 
 # --- watching ---------------------------------------------------------------------------------------------------------------------------
