@@ -28,6 +28,7 @@ from .model import split_address
 ENVIRONMENT_PREFIX: Final = "GOVERN_"
 CLIENT_VARIABLES: Final = ("GOVERN_CONNECT", "GOVERN_CONFIG")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("text", "json")
 MIB: Final = 1024 * 1024
 LISTEN_STANDALONE: Final = "127.0.0.1:7400"
 DATA_DIR_STANDALONE: Final = "./govern-data"
@@ -64,7 +65,21 @@ class Config:
         False,
         doc="Allow clients from other machines without encryption and without authentication: anybody who reaches the port can register.",
     )
-    log_level: str = _key("info", choices=LOG_LEVELS, doc=f"How much is written to stderr: {', '.join(LOG_LEVELS)}.")
+    log_level: str = _key("info", choices=LOG_LEVELS, doc=f"How much is logged: {', '.join(LOG_LEVELS)}.")
+    log_format: str = _key(
+        "text", choices=LOG_FORMATS, doc="text, or json: one object per line with time, level, logger, message and, if any, exception."
+    )
+    log_file: str = _key(
+        "", doc="A file for the log, beside stderr. Empty: none. An application that embeds a node sets up its logging itself instead."
+    )
+    log_error_file: str = _key("", doc="Another file, for warnings and errors alone. Empty: none.")
+    log_file_bytes_max: int = _key(
+        16 * MIB,
+        low=4096,
+        high=64 * 1024 * MIB,
+        doc="A log file that would grow beyond this is renamed to .1, an older one to .2 and so on.",
+    )
+    log_files_max: int = _key(5, low=2, high=1000, doc="Files kept of each log, with the one being written.")
     connections_max: int = _key(20_000, low=1, high=1_000_000, doc="Client connections; each costs about 3 KiB and one file descriptor.")
     sessions_max: int = _key(100_000, low=1, high=10_000_000, doc="Client sessions, connected or not; each costs about 1 KiB.")
     instances_max: int = _key(2_000_000, low=1, high=100_000_000, doc="Registered instances; each costs about 700 bytes of memory.")
@@ -154,6 +169,8 @@ def _check_together(config: Config, origins: Mapping[str, str]) -> None:
             f"listen = {config.listen!r} is reachable from other machines, and there is neither TLS nor authentication yet:"
             " use 127.0.0.1, or set insecure = true (--insecure) if everybody who can reach it may register"
         )
+    if config.log_file and Path(config.log_file) == Path(config.log_error_file):
+        raise ConfigError(f"{origins['log_error_file']}: log_error_file = {config.log_error_file!r} is log_file already: give another file")
 
 
 def _checked(where: str, name: str, value: object) -> object:

@@ -74,7 +74,9 @@ def _row(config: Config, origins: Mapping[str, str], name: str) -> dict[str, Any
 
 def _text(row: Mapping[str, Any]) -> str:
     """One key for people, as a part of a TOML file."""
-    about = row["doc"] if row["key"] in STANDALONE_DEFAULTS else f"{row['doc']} Default {toml_value(row['default'])}."
+    about = (
+        row["doc"] if row["key"] in STANDALONE_DEFAULTS or row["default"] == "" else f"{row['doc']} Default {toml_value(row['default'])}."
+    )
     comment = textwrap.fill(about, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
     line = f"{row['key']} = {toml_value(row['value'])}"
     origin = f"# {printable(row['origin'])}"

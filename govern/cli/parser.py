@@ -139,6 +139,10 @@ _METAVARS: Final = {
     "listen": "HOST:PORT",
     "data_dir": "DIRECTORY",
     "log_level": "LEVEL",
+    "log_format": "FORMAT",
+    "log_file": "FILE",
+    "log_error_file": "FILE",
+    "log_file_bytes_max": "BYTES",
     "segment_bytes": "BYTES",
     "snapshot_bytes": "BYTES",
 }
@@ -179,7 +183,7 @@ def _add_keys(parser: Parser) -> None:
     parser.add_argument("--config", metavar="FILE", help="A TOML file with configuration keys (also GOVERN_CONFIG).")
     for name in key_names():
         text = key_doc(name).replace("%", "%%")
-        if name not in STANDALONE_DEFAULTS:  # their text names the default
+        if name not in STANDALONE_DEFAULTS and key_default(name) != "":  # their text names the default
             text += f" Default {_shown(key_default(name))}."
         if key_is_flag(name):
             parser.add_argument(key_flag(name), dest=name, nargs="?", const="true", metavar="true|false", help=text)
