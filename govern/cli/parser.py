@@ -112,6 +112,20 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _some_seconds(text: str) -> float:
+    value = _seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give more than 0 seconds")
+    return value
+
+
+def _port(text: str) -> int:
+    value = _whole_number(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"port {value} is not usable: give one from 1 to 65535")
+    return value
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -233,7 +247,7 @@ def register_parser() -> Parser:
         "The program goes on when the registry cannot be reached; the registration comes back with the registry.",
     )
     parser.add_argument("name", metavar="NAME", help="The service.")
-    parser.add_argument("--port", type=_whole_number, required=True, metavar="PORT", help="The port of this instance.")
+    parser.add_argument("--port", type=_port, required=True, metavar="PORT", help="The port of this instance.")
     parser.add_argument("--host", metavar="HOST", help="Its host. Default: this machine's address as the registry sees it.")
     parser.add_argument("--id", metavar="ID", help="Its id, unique in the service. Default HOST:PORT.")
     parser.add_argument("--protocol", metavar="TEXT", default=standard["protocol"], help="How to speak to it. Default tcp.")
@@ -252,6 +266,13 @@ def register_parser() -> Parser:
         "--persistent",
         action="store_true",
         help="Stay registered until somebody deregisters it, also after this program has ended. Without a command: register and exit.",
+    )
+    parser.add_argument(
+        "--wait-port",
+        metavar="SECONDS",
+        type=_some_seconds,
+        help="Start the command first, and register it when its port accepts a connection. When it does not within this time, or the "
+        "registry refuses it then, the command is ended and so is this program, with exit code 1.",
     )
     _add_namespace(parser)
     return parser
@@ -289,7 +310,12 @@ def services_parser() -> Parser:
 
 def status_parser() -> Parser:
     """The parser of `status`."""
-    parser = _client_parser("status", "status [FLAGS]", "Show the state of the node that answers.")
+    parser = _client_parser(
+        "status",
+        "status [FLAGS]",
+        "Show the state of the node that answers. As a health check: exit code 0 when the node is ready and well, 1 when it is loading or "
+        "degraded (the line degraded says why), 3 when nobody answers.",
+    )
     _add_json(parser, "a JSON object")
     return parser
 
@@ -342,6 +368,8 @@ def _register(arguments: Sequence[str]) -> int:
     found = parser.parse(arguments)
     if command is not None and not command:
         parser.error("there is no command after --")
+    if command is None and found.wait_port is not None:
+        parser.error("--wait-port waits for the port of a command: give one after --")
     return register(found, command or ())
 
 
