@@ -12,11 +12,12 @@ Everything runs under trio. `python -m govern` is the same node standalone.
 
 from ._version import VERSION as __version__
 from .actors.node import Node, open_node
-from .client import LiveView, Registration, Registry, connect
+from .client import Drained, Explanation, LiveView, Registration, Registry, connect
 from .config import Config
 from .errors import (
     ConfigError,
     DiskFull,
+    Evicted,
     Gone,
     GovernError,
     Indeterminate,
@@ -37,6 +38,9 @@ __all__ = [
     "Config",
     "ConfigError",
     "DiskFull",
+    "Drained",
+    "Evicted",
+    "Explanation",
     "Gone",
     "GovernError",
     "Indeterminate",

@@ -80,6 +80,10 @@ class Config:
         doc="A log file that would grow beyond this is renamed to .1, an older one to .2 and so on.",
     )
     log_files_max: int = _key(5, low=2, high=1000, doc="Files kept of each log, with the one being written.")
+    brake: bool = _key(
+        True,
+        doc="When most clients fall silent together, hold their removal for up to ten seconds and then let it happen slowly.",
+    )
     connections_max: int = _key(20_000, low=1, high=1_000_000, doc="Client connections; each costs about 3 KiB and one file descriptor.")
     sessions_max: int = _key(100_000, low=1, high=10_000_000, doc="Client sessions, connected or not; each costs about 1 KiB.")
     instances_max: int = _key(2_000_000, low=1, high=100_000_000, doc="Registered instances; each costs about 700 bytes of memory.")

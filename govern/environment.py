@@ -1,7 +1,7 @@
 """The four doors: everything that can differ between two runs of a node comes through one of them.
 
     network   streams for peers, dialling and administration; a poller for the thousands of client connections
-    storage   one data directory
+    storage   one data directory; for clients, which have none, `files`: small files anywhere
     random    every id and every jitter
     clock     `boot_us`, which counts suspended time, and `wall`, for people only
 
@@ -23,7 +23,7 @@ import attrs
 import trio
 
 from .net.tcp import TcpNetwork
-from .storage.files import DirectoryStorage
+from .storage.files import DirectoryStorage, MachineFiles
 
 # --- network ----------------------------------------------------------------------------------------------------------------
 
@@ -171,6 +171,20 @@ class Storage(Protocol):
         """Make all creations, renames and removals durable."""
 
 
+class Files(Protocol):
+    """Small files that are read and replaced as a whole, by path. They are not locked: several processes may share one, and the last wins.
+
+    Cancelling does not wait for the disk: the file is then the former or the new one, never a mixture.
+    """
+
+    async def read(self, path: str, bytes_max: int) -> bytes | None:
+        """The contents; None when there is no such file. Raises `StorageError` when it cannot be read or is larger than `bytes_max`."""
+
+    async def replace(self, path: str, make: Callable[[], bytes]) -> None:
+        """Replace or create the file, atomically and durably. `make` builds its contents and may run in another thread. Raises
+        `StorageError`; the former file is still there then."""
+
+
 # --- random and clock -------------------------------------------------------------------------------------------------------
 
 
@@ -228,12 +242,13 @@ class SimulatedClock:
 
 @attrs.frozen(kw_only=True)
 class Environment:
-    """The doors of one node or one client. `storage` is None in memory mode and for clients."""
+    """The doors of one node or one client. `storage` is None in memory mode and for clients; `files` is for clients that keep a cache."""
 
     network: Network
     random: Random
     clock: Clock
     storage: Storage | None = None
+    files: Files | None = None
 
 
 def real_environment(data_dir: str | None = None) -> Environment:
@@ -243,4 +258,5 @@ def real_environment(data_dir: str | None = None) -> Environment:
         random=random.SystemRandom(),
         clock=SystemClock(),
         storage=None if data_dir is None else DirectoryStorage(data_dir),
+        files=MachineFiles(),
     )

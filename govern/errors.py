@@ -53,6 +53,12 @@ class Superseded(Rejected):
     reason = "superseded"
 
 
+class Evicted(Rejected):
+    """An operator removed this registration and barred this client from registering the instance id again; others may."""
+
+    reason = "evicted"
+
+
 class Overloaded(Rejected):
     """A bounded queue of the node is full, or the deadline of the request passed before it was looked at."""
 
@@ -125,4 +131,6 @@ class StorageFailed(StorageError):
     """A write or an fsync failed while serving. Nothing may be retried: see rule W4 in docs/protocol.md."""
 
 
-REJECTIONS: Final[dict[str, type[Rejected]]] = {kind.reason: kind for kind in (Rejected, Invalid, Gone, Superseded, Overloaded, DiskFull)}
+REJECTIONS: Final[dict[str, type[Rejected]]] = {
+    kind.reason: kind for kind in (Rejected, Invalid, Gone, Superseded, Evicted, Overloaded, DiskFull)
+}

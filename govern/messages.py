@@ -24,8 +24,9 @@ from typing import Any, ClassVar, Final, TypeVar
 import attrs
 import msgpack
 
+from . import checks
 from .errors import LocalProtocolError, RemoteProtocolError
-from .model import LSN_ZERO, Lsn, ServiceKey, check_name, check_namespace
+from .model import LSN_ZERO, Lsn, ServiceKey
 
 PROTOCOL_VERSION: Final = 1
 PROTOCOL_VERSION_MIN: Final = 1
@@ -41,73 +42,6 @@ _TEXT_BYTES_MAX: Final = 64 * 1024
 _LENGTH = struct.Struct(">I")
 
 M = TypeVar("M", bound="Message")
-
-
-# --- checks: decoded msgpack value -> field value --------------------------------------------------------------------------
-
-
-def _bad(what: str, value: object) -> RemoteProtocolError:
-    return RemoteProtocolError(f"expected {what}, got {type(value).__name__}")
-
-
-def _number(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 64:
-        raise _bad("a number that is not negative", value)
-    return value
-
-
-def _flag(value: object) -> bool:
-    if type(value) is not bool:
-        raise _bad("true or false", value)
-    return value
-
-
-def _text(value: object) -> str:
-    if type(value) is not str or len(value) > 1024:
-        raise _bad("text of at most 1024 characters", value)
-    return value
-
-
-def _session_id(value: object) -> bytes:
-    if type(value) is not bytes or len(value) not in (0, 16):
-        raise _bad("a session id of 16 bytes", value)
-    return value
-
-
-def _service(value: object) -> ServiceKey:
-    if type(value) is not list or len(value) != 2:
-        raise _bad("a service [namespace, name]", value)
-    return ServiceKey(check_namespace(value[0]), check_name(value[1]))
-
-
-def _instance_id(value: object) -> str:
-    return check_name(value, "instance id")
-
-
-def _lsn(value: object) -> Lsn:
-    if type(value) is not list or len(value) != 2:
-        raise _bad("an lsn [term, seq]", value)
-    return Lsn(_number(value[0]), _number(value[1]))
-
-
-def _fields(value: object) -> list[Any]:
-    if type(value) is not list:
-        raise _bad("a list", value)
-    return value
-
-
-def _changes(value: object) -> dict[str, Any]:
-    if type(value) is not dict:
-        raise _bad("a mapping", value)
-    return value
-
-
-def _texts(value: object) -> list[str]:
-    return [_text(item) for item in _fields(value)]
-
-
-def _namespace(value: object) -> str:
-    return check_namespace(value)
 
 
 def _field(check: Callable[[object], Any], **options: Any) -> Any:
@@ -129,12 +63,12 @@ class Hello(Message):
     """First message of a client. `attempt` grows with each connection of a session: an older attempt never takes it over."""
 
     TYPE: ClassVar[int] = 1
-    protocol: int = _field(_number)
-    cluster_id: str = _field(_text)  # empty: any
-    who: str = _field(_text)
-    token: str = _field(_text)
-    session_id: bytes = _field(_session_id)  # empty: no session, lookups and subscriptions only
-    attempt: int = _field(_number)
+    protocol: int = _field(checks.number)
+    cluster_id: str = _field(checks.text)  # empty: any
+    who: str = _field(checks.text)
+    token: str = _field(checks.text)
+    session_id: bytes = _field(checks.session_id)  # empty: no session, lookups and subscriptions only
+    attempt: int = _field(checks.number)
 
 
 @attrs.frozen
@@ -142,12 +76,12 @@ class HelloOk(Message):
     """First message of a node. `resumed` is False when the session was not known: the client registers everything again."""
 
     TYPE: ClassVar[int] = 2
-    protocol: int = _field(_number)
-    cluster_id: str = _field(_text)
-    node_id: int = _field(_number)
-    version: str = _field(_text)
-    heartbeat_ms: int = _field(_number)
-    resumed: bool = _field(_flag, default=False)
+    protocol: int = _field(checks.number)
+    cluster_id: str = _field(checks.text)
+    node_id: int = _field(checks.number)
+    version: str = _field(checks.text)
+    heartbeat_ms: int = _field(checks.number)
+    resumed: bool = _field(checks.flag, default=False)
 
 
 @attrs.frozen
@@ -156,9 +90,9 @@ class Refused(Message):
     of docs/protocol.md; with the code `unknown` the effect is not known."""
 
     TYPE: ClassVar[int] = 3
-    code: str = _field(_text)
-    text: str = _field(_text)
-    retry_after_ms: int = _field(_number, default=0)  # 0: repeating the same request never helps
+    code: str = _field(checks.text)
+    text: str = _field(checks.text)
+    retry_after_ms: int = _field(checks.number, default=0)  # 0: repeating the same request never helps
 
 
 @attrs.frozen
@@ -166,8 +100,8 @@ class Heartbeat(Message):
     """One a second for everything a client has at a node: how many registrations, and the xor of their digests."""
 
     TYPE: ClassVar[int] = 4
-    count: int = _field(_number)
-    digest: int = _field(_number)
+    count: int = _field(checks.number)
+    digest: int = _field(checks.number)
 
 
 HEARTBEAT_OK: Final = 0
@@ -180,8 +114,8 @@ class HeartbeatOk(Message):
     """`state` is 0 when count and digest agree, 1 when they do not (register again), 2 while the node is loading."""
 
     TYPE: ClassVar[int] = 5
-    state: int = _field(_number)
-    fresh: bool = _field(_flag, default=True)
+    state: int = _field(checks.number)
+    fresh: bool = _field(checks.flag, default=True)
 
 
 @attrs.frozen
@@ -190,10 +124,10 @@ class Register(Message):
     holds a newer lease, the answer is `superseded` instead of a fight. `timeout_ms` 0 means no deadline."""
 
     TYPE: ClassVar[int] = 6
-    service: ServiceKey = _field(_service)
-    instance: list[Any] = _field(_fields)  # the fields of the client part, validated by `pack_client_part`
-    prior: Lsn = _field(_lsn, default=LSN_ZERO)
-    timeout_ms: int = _field(_number, default=0)
+    service: ServiceKey = _field(checks.service)
+    instance: list[Any] = _field(checks.fields)  # the fields of the client part, validated by `pack_client_part`
+    prior: Lsn = _field(checks.lsn, default=LSN_ZERO)
+    timeout_ms: int = _field(checks.number, default=0)
 
 
 @attrs.frozen
@@ -201,8 +135,8 @@ class Registered(Message):
     """The registration is durable and visible."""
 
     TYPE: ClassVar[int] = 7
-    lease_id: Lsn = _field(_lsn)
-    lsn: Lsn = _field(_lsn)
+    lease_id: Lsn = _field(checks.lsn)
+    lsn: Lsn = _field(checks.lsn)
 
 
 @attrs.frozen
@@ -210,11 +144,11 @@ class Update(Message):
     """Change weight, zone, version, metadata or status of a registration that is still held under `lease_id`."""
 
     TYPE: ClassVar[int] = 8
-    service: ServiceKey = _field(_service)
-    instance_id: str = _field(_instance_id)
-    lease_id: Lsn = _field(_lsn)
-    changes: dict[str, Any] = _field(_changes)
-    timeout_ms: int = _field(_number, default=0)
+    service: ServiceKey = _field(checks.service)
+    instance_id: str = _field(checks.instance_id)
+    lease_id: Lsn = _field(checks.lsn)
+    changes: dict[str, Any] = _field(checks.changes)
+    timeout_ms: int = _field(checks.number, default=0)
 
 
 @attrs.frozen
@@ -222,10 +156,10 @@ class Deregister(Message):
     """Remove a registration that is still held under `lease_id`; one that is gone already is answered `gone`."""
 
     TYPE: ClassVar[int] = 9
-    service: ServiceKey = _field(_service)
-    instance_id: str = _field(_instance_id)
-    lease_id: Lsn = _field(_lsn)
-    timeout_ms: int = _field(_number, default=0)
+    service: ServiceKey = _field(checks.service)
+    instance_id: str = _field(checks.instance_id)
+    lease_id: Lsn = _field(checks.lsn)
+    timeout_ms: int = _field(checks.number, default=0)
 
 
 @attrs.frozen
@@ -233,7 +167,7 @@ class Done(Message):
     """The update or removal is durable and visible."""
 
     TYPE: ClassVar[int] = 10
-    lsn: Lsn = _field(_lsn)
+    lsn: Lsn = _field(checks.lsn)
 
 
 @attrs.frozen
@@ -241,7 +175,7 @@ class Lookup(Message):
     """All instances of one service, from the committed state; answered by one or more `View` pages."""
 
     TYPE: ClassVar[int] = 11
-    service: ServiceKey = _field(_service)
+    service: ServiceKey = _field(checks.service)
 
 
 @attrs.frozen
@@ -249,11 +183,12 @@ class View(Message):
     """The whole list of a service at `lsn`, or one page of it: the list is complete with the page that has `more` False."""
 
     TYPE: ClassVar[int] = 12
-    service: ServiceKey = _field(_service)
-    lsn: Lsn = _field(_lsn)
-    fresh: bool = _field(_flag)
-    more: bool = _field(_flag)
-    instances: list[Any] = _field(_fields)  # public forms
+    service: ServiceKey = _field(checks.service)
+    lsn: Lsn = _field(checks.lsn)
+    fresh: bool = _field(checks.flag)
+    more: bool = _field(checks.flag)
+    instances: list[Any] = _field(checks.fields)  # public forms
+    ack: bool = _field(checks.flag, default=False)  # somebody waits for `Applied` of this lsn
 
 
 @attrs.frozen
@@ -262,8 +197,8 @@ class Subscribe(Message):
     by `View` pages with the request's id, or by `Resumed`."""
 
     TYPE: ClassVar[int] = 13
-    service: ServiceKey = _field(_service)
-    known: Lsn = _field(_lsn, default=LSN_ZERO)
+    service: ServiceKey = _field(checks.service)
+    known: Lsn = _field(checks.lsn, default=LSN_ZERO)
 
 
 @attrs.frozen
@@ -271,8 +206,8 @@ class Resumed(Message):
     """The subscription goes on from the `known` lsn: a `Delta` follows if there is anything to tell."""
 
     TYPE: ClassVar[int] = 14
-    service: ServiceKey = _field(_service)
-    lsn: Lsn = _field(_lsn)
+    service: ServiceKey = _field(checks.service)
+    lsn: Lsn = _field(checks.lsn)
 
 
 @attrs.frozen
@@ -281,11 +216,12 @@ class Delta(Message):
     ids that are gone. It applies only to a view whose lsn is `since`."""
 
     TYPE: ClassVar[int] = 15
-    service: ServiceKey = _field(_service)
-    since: Lsn = _field(_lsn)
-    lsn: Lsn = _field(_lsn)
-    changed: list[Any] = _field(_fields)
-    removed: list[str] = _field(_texts)
+    service: ServiceKey = _field(checks.service)
+    since: Lsn = _field(checks.lsn)
+    lsn: Lsn = _field(checks.lsn)
+    changed: list[Any] = _field(checks.fields)
+    removed: list[str] = _field(checks.texts)
+    ack: bool = _field(checks.flag, default=False)  # somebody waits for `Applied` of this lsn
 
 
 @attrs.frozen
@@ -293,7 +229,7 @@ class Unsubscribe(Message):
     """Stop telling the changes of a service. Not answered."""
 
     TYPE: ClassVar[int] = 16
-    service: ServiceKey = _field(_service)
+    service: ServiceKey = _field(checks.service)
 
 
 @attrs.frozen
@@ -301,7 +237,7 @@ class Services(Message):
     """The services of one namespace (empty text: of all) that have instances; answered by `ServiceList` pages."""
 
     TYPE: ClassVar[int] = 17
-    namespace: str = _field(_text)
+    namespace: str = _field(checks.text)
 
 
 @attrs.frozen
@@ -309,8 +245,8 @@ class ServiceList(Message):
     """One page of `[namespace, name, slot, instances]`."""
 
     TYPE: ClassVar[int] = 18
-    more: bool = _field(_flag)
-    services: list[Any] = _field(_fields)
+    more: bool = _field(checks.flag)
+    services: list[Any] = _field(checks.fields)
 
 
 @attrs.frozen
@@ -325,7 +261,7 @@ class NodeStatus(Message):
     """The status of a node, in the documented shape of `status --json`."""
 
     TYPE: ClassVar[int] = 20
-    status: dict[str, Any] = _field(_changes)
+    status: dict[str, Any] = _field(checks.changes)
 
 
 @attrs.frozen
@@ -337,13 +273,106 @@ class Goodbye(Message):
 
 @attrs.frozen
 class Lost(Message):
-    """Pushed to a session: its registration of this instance is no longer held, and why: `superseded`."""
+    """Pushed to a session: its registration of this instance is no longer held, and why: `superseded` or `evicted`."""
 
     TYPE: ClassVar[int] = 22
-    service: ServiceKey = _field(_service)
-    instance_id: str = _field(_instance_id)
-    lease_id: Lsn = _field(_lsn)
-    reason: str = _field(_text)
+    service: ServiceKey = _field(checks.service)
+    instance_id: str = _field(checks.instance_id)
+    lease_id: Lsn = _field(checks.lsn)
+    reason: str = _field(checks.text)
+
+
+@attrs.frozen
+class Resync(Message):
+    """What a session believes to hold: one page of `[namespace, service, instance id, lease term, lease seq]`, after a heartbeat was
+    answered with resync. Each page is answered by `ResyncOk`."""
+
+    TYPE: ClassVar[int] = 23
+    leases: list[Any] = _field(checks.leases)
+    more: bool = _field(checks.flag)
+
+
+@attrs.frozen
+class ResyncOk(Message):
+    """How that differs from what the node holds, as `[namespace, service, instance id]` each: `unknown` ones are to be registered again,
+    `superseded` and `evicted` ones are lost. With the last page, `extra`: `[namespace, service, instance id, lease term, lease seq]` of
+    leases that the session did not name, 512 at most."""
+
+    TYPE: ClassVar[int] = 24
+    unknown: list[Any] = _field(checks.fields)
+    superseded: list[Any] = _field(checks.fields)
+    evicted: list[Any] = _field(checks.fields)
+    extra: list[Any] = _field(checks.fields)
+
+
+@attrs.frozen
+class Hint(Message):
+    """Pushed to subscribers: these instances of a service are suspect from now on (or are not any more). An overlay of this node: it is
+    in no log and has no lsn, and a view or delta that names the instance replaces it."""
+
+    TYPE: ClassVar[int] = 25
+    service: ServiceKey = _field(checks.service)
+    instance_ids: list[str] = _field(checks.texts)
+    on: bool = _field(checks.flag)
+
+
+@attrs.frozen
+class Applied(Message):
+    """A subscriber has applied everything of a service up to `lsn`; said at once when a push had `ack`. Not answered."""
+
+    TYPE: ClassVar[int] = 26
+    service: ServiceKey = _field(checks.service)
+    lsn: Lsn = _field(checks.lsn)
+
+
+@attrs.frozen
+class Drain(Message):
+    """Set an instance to draining, and answer when every subscriber that was there at that moment has applied it, or after `timeout_ms`.
+    `lease_id` zero: whoever holds it (an operator drains). Answered by `Drained`."""
+
+    TYPE: ClassVar[int] = 27
+    service: ServiceKey = _field(checks.service)
+    instance_id: str = _field(checks.instance_id)
+    lease_id: Lsn = _field(checks.lsn, default=LSN_ZERO)
+    timeout_ms: int = _field(checks.number, default=10_000)
+
+
+@attrs.frozen
+class Drained(Message):
+    """The instance is draining, durably. `applied` subscribers have told so; `missing` names (at most 100 of) those that have not."""
+
+    TYPE: ClassVar[int] = 28
+    lsn: Lsn = _field(checks.lsn)
+    applied: int = _field(checks.number)
+    missing_count: int = _field(checks.number)
+    missing: list[str] = _field(checks.texts)
+
+
+@attrs.frozen
+class Evict(Message):
+    """Remove an instance whoever holds it, and bar its session from registering that id again. Answered by `Done`."""
+
+    TYPE: ClassVar[int] = 29
+    service: ServiceKey = _field(checks.service)
+    instance_id: str = _field(checks.instance_id)
+
+
+@attrs.frozen
+class Explain(Message):
+    """Why is an instance (empty id: each of the service) in the view or not? Answered by one `Explained`."""
+
+    TYPE: ClassVar[int] = 30
+    service: ServiceKey = _field(checks.service)
+    instance_id: str = _field(checks.text, default="")
+
+
+@attrs.frozen
+class Explained(Message):
+    """What the node knows now, one mapping an instance, and what it remembers, one mapping an event, oldest first."""
+
+    TYPE: ClassVar[int] = 31
+    instances: list[Any] = _field(checks.fields)
+    events: list[Any] = _field(checks.fields)
 
 
 MESSAGES: Final[dict[int, type[Message]]] = {
@@ -371,10 +400,37 @@ MESSAGES: Final[dict[int, type[Message]]] = {
         NodeStatus,
         Goodbye,
         Lost,
+        Resync,
+        ResyncOk,
+        Hint,
+        Applied,
+        Drain,
+        Drained,
+        Evict,
+        Explain,
+        Explained,
     )
 }
 TO_NODE: Final = frozenset(
-    kind.TYPE for kind in (Hello, Heartbeat, Register, Update, Deregister, Lookup, Subscribe, Unsubscribe, Services, AskStatus, Goodbye)
+    kind.TYPE
+    for kind in (
+        Hello,
+        Heartbeat,
+        Register,
+        Update,
+        Deregister,
+        Lookup,
+        Subscribe,
+        Unsubscribe,
+        Services,
+        AskStatus,
+        Goodbye,
+        Resync,
+        Applied,
+        Drain,
+        Evict,
+        Explain,
+    )
 )
 TO_CLIENT: Final = frozenset(MESSAGES) - TO_NODE
 
@@ -464,17 +520,18 @@ def join_frame(type_number: int, request_id: int, field_count: int, body: bytes)
 
 
 def view_bodies(service: ServiceKey, lsn: Lsn, fresh: bool, publics: Sequence[bytes]) -> list[bytes]:
-    """The packed fields of the `View` pages of a service: everything but the request id, so that they can be kept and shared."""
+    """The packed fields of the `View` pages of a service: everything but the request id and `ack`, so that they can be kept and shared."""
     pages = [publics[start : start + PAGE_ITEMS_MAX] for start in range(0, len(publics), PAGE_ITEMS_MAX)] or [()]
     return [pack_head(service, lsn, fresh, page is not pages[-1]) + pack_items(page) for page in pages]
 
 
-def view_frames(bodies: Iterable[bytes], request_id: int) -> bytes:
-    """The `View` frames for one asker, joined."""
-    return b"".join([join_frame(View.TYPE, request_id, 5, body) for body in bodies])
+def view_frames(bodies: Iterable[bytes], request_id: int, ack: bool = False) -> bytes:
+    """The `View` frames for one asker, joined. With `ack` each of them asks for it; a reader answers when it has the last one."""
+    end = pack_head(True) if ack else b""
+    return b"".join([join_frame(View.TYPE, request_id, 6 if ack else 5, body + end) for body in bodies])
 
 
-def delta_frame(service: ServiceKey, since: Lsn, lsn: Lsn, changed: Sequence[bytes], removed: Sequence[str]) -> bytes:
+def delta_frame(service: ServiceKey, since: Lsn, lsn: Lsn, changed: Sequence[bytes], removed: Sequence[str], ack: bool = False) -> bytes:
     """The `Delta` push, the same bytes for every subscriber at `since`."""
-    body = pack_head(service, since, lsn) + pack_items(changed) + pack_head(list(removed))
-    return join_frame(Delta.TYPE, 0, 5, body)
+    body = pack_head(service, since, lsn) + pack_items(changed) + pack_head(list(removed), *([True] if ack else []))
+    return join_frame(Delta.TYPE, 0, 6 if ack else 5, body)

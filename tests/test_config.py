@@ -120,9 +120,9 @@ def test_every_bound_that_is_a_key_reaches_the_cores() -> None:
 
 
 def test_every_key_is_documented() -> None:
-    """One sentence at least for each; only `insecure` is a bare flag."""
+    """One sentence at least for each; those that are true or false may be bare flags."""
     assert all(key_doc(name).rstrip().endswith(".") for name in key_names())
-    assert [name for name in key_names() if key_is_flag(name)] == ["insecure"]
+    assert [name for name in key_names() if key_is_flag(name)] == ["insecure", "brake"]
 
 
 def test_variables_of_strangers_are_warnings() -> None:

@@ -50,6 +50,15 @@ EXAMPLES: Final[tuple[Message, ...]] = (
     messages.NodeStatus({"node_id": 1, "mode": "disk", "degraded": []}),
     messages.Goodbye(),
     messages.Lost(SERVICE, "10.0.0.1:8080", Lsn(1, 2), "superseded"),
+    messages.Resync([["default", "orders", "10.0.0.1:8080", 1, 2]], more=False),
+    messages.ResyncOk([["default", "orders", "a"]], [["default", "orders", "b"]], [], [["default", "orders", "c", 1, 9]]),
+    messages.Hint(SERVICE, ["10.0.0.1:8080"], on=True),
+    messages.Applied(SERVICE, Lsn(1, 7)),
+    messages.Drain(SERVICE, "10.0.0.1:8080", Lsn(1, 2), 5_000),
+    messages.Drained(Lsn(1, 8), 3, 1, ["10.0.0.9 caller"]),
+    messages.Evict(SERVICE, "10.0.0.1:8080"),
+    messages.Explain(SERVICE, "10.0.0.1:8080"),
+    messages.Explained([{"id": "10.0.0.1:8080", "status": "up"}], [{"kind": "registered", "at": "2030-01-01T00:00:00.000Z"}]),
 )
 
 

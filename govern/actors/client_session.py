@@ -15,6 +15,7 @@ C3  A connection that does not take its answers is not read any more until it do
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -27,6 +28,7 @@ from ..core.limits import Limits
 from ..core.links import Gate, Link, overdue
 from ..core.sessions import Sessions, Silent
 from ..core.subscriptions import Subscriptions
+from ..core.suspects import Suspects
 from ..environment import Clock, Connection, Network, Poller
 from ..errors import Stopped
 from ..messages import FRAME_BYTES_MAX_TO_NODE, Refused, encode
@@ -69,6 +71,7 @@ class ClientSessions:
         clock: Clock,
         dispatch: Dispatch,
         sessions: Sessions,
+        suspects: Suspects,
         subscriptions: Subscriptions,
         gate: Gate,
         limits: Limits,
@@ -82,6 +85,7 @@ class ClientSessions:
         self._clock = clock
         self._dispatch = dispatch
         self._sessions = sessions
+        self._suspects = suspects
         self._subscriptions = subscriptions
         self._gate = gate
         self._limits = limits
@@ -89,6 +93,9 @@ class ClientSessions:
         self._store_mailbox = store_mailbox
         self._channels: dict[Link, Channel] = {}
         self._late = trio.Event()
+        self._drain_opened = trio.Event()
+        self._doubted = trio.Event()
+        self._doubts_due_us: int | None = None
         self._to_carry = trio.Event()
         self._carrying = False
 
@@ -106,6 +113,8 @@ class ClientSessions:
                 nursery.start_soon(self._read_mail)
                 nursery.start_soon(self._carry_writes)
                 nursery.start_soon(self._push_late)
+                nursery.start_soon(self._watch_drains)
+                nursery.start_soon(self._tell_suspects)
                 nursery.start_soon(self._sweep)
                 task_status.started()
         finally:
@@ -137,7 +146,7 @@ class ClientSessions:
 
     def _begin_turn(self) -> None:
         self._dispatch.now_us = round(trio.current_time() * 1e6)
-        self._dispatch.wall_ms = round(self._clock.wall() * 1000)
+        self._dispatch.wall_ms = self._dispatch.history.wall_ms = round(self._clock.wall() * 1000)
 
     def _open(self, connection: Connection) -> None:
         if len(self._channels) >= self._limits.connections_max:
@@ -241,7 +250,9 @@ class ClientSessions:
             channel.connection.close()
 
     def _close_refused(self) -> None:
-        while self._dispatch.to_close:
+        answered = self._dispatch.drains.answered
+        while self._dispatch.to_close or answered:
+            self._send_answered()
             for link in list(self._dispatch.to_close):
                 del self._dispatch.to_close[link]
                 channel = self._channels.get(link)
@@ -252,6 +263,8 @@ class ClientSessions:
 
     def _end_turn(self) -> None:
         self._close_refused()
+        if self._suspects.pending or self._suspects.next_us != self._doubts_due_us:
+            self._doubted.set()
         writes = self._dispatch.writes
         if not writes or self._carrying:
             return
@@ -290,6 +303,7 @@ class ClientSessions:
             case Committed(results):
                 await self._publish(results)
             case Loaded():
+                self._dispatch.note_loaded()
                 while self._dispatch.parked:
                     self._send_all(self._dispatch.release_parked(PARKED_PER_STEP))
                     await trio.lowlevel.checkpoint()
@@ -307,17 +321,29 @@ class ClientSessions:
         self._send_all(links)
         if self._subscriptions.late:
             self._late.set()
+        if self._dispatch.drains.open_count:
+            self._drain_opened.set()
 
     def _send_all(self, links: Iterable[Link]) -> None:
         for link in links:
-            channel = self._channels.get(link)
-            if channel is not None:
-                self._send(channel)
-                if channel.waiting:  # this may have emptied the socket, and then nothing else would call for the frames that wait
-                    self._handle_waiting(channel)
+            self._send_to(link)
+        self._send_answered()
+
+    def _send_to(self, link: Link) -> None:
+        channel = self._channels.get(link)
+        if channel is not None:
+            self._send(channel)
+            if channel.waiting:  # this may have emptied the socket, and then nothing else would call for the frames that wait
+                self._handle_waiting(channel)
+
+    def _send_answered(self) -> None:
+        """A message or the end of one connection may have answered the drain of another one."""
+        answered = self._dispatch.drains.answered
+        while answered:
+            self._send_to(answered.popitem()[0])
 
     def _read_last(self, silent: Sequence[Silent]) -> None:
-        for session, _, _ in silent:
+        for session, *_ in silent:
             link = session.connection
             channel = self._channels.get(link) if isinstance(link, Link) else None
             if channel is not None:
@@ -340,16 +366,49 @@ class ClientSessions:
             if any(not link.unsent for link in self._subscriptions.late):
                 self._late.set()
 
+    async def _watch_drains(self) -> None:
+        """Answer drains whose time is over, and find out who of their subscribers is gone for good."""
+        drains = self._dispatch.drains
+        while True:
+            due_us = drains.next_check_us(round(trio.current_time() * 1e6))
+            with trio.move_on_at(math.inf if due_us is None else due_us / 1e6):
+                await self._drain_opened.wait()
+            self._drain_opened = trio.Event()
+            self._begin_turn()
+            if due_us is not None and due_us <= self._dispatch.now_us:
+                drains.check(self._dispatch.now_us)
+                self._end_turn()
+
+    async def _tell_suspects(self) -> None:
+        """Suspect those whose connection has been gone for 300 ms, exactly then, and tell subscribers what has changed."""
+        suspects = self._suspects
+        while True:
+            self._doubts_due_us = due_us = suspects.next_us
+            with trio.move_on_at(math.inf if due_us is None else due_us / 1e6):
+                await self._doubted.wait()
+            self._doubted = trio.Event()
+            self._begin_turn()
+            suspects.wake(self._dispatch.now_us)
+            for ready in self._subscriptions.publish_hints():
+                self._send_all(ready)
+                await trio.lowlevel.checkpoint()
+            if self._subscriptions.late:
+                self._late.set()
+            self._doubts_due_us = suspects.next_us
+            self._end_turn()
+
     async def _sweep(self) -> None:
-        """Close connections that have used up the patience of the node."""
+        """Close connections that have used up the patience of the node, and forget who does not come back."""
         while True:
             await trio.sleep(SWEEP_SECONDS)
+            self._begin_turn()
+            self._dispatch.drains.check(self._dispatch.now_us)
             now_us = self._sessions.now_us
             for link in list(self._channels):
                 reason = overdue(link, now_us, self._limits)
                 if reason is not None:
                     self._dispatch.refuse_link(link, "timeout", reason)
-            self._close_refused()
+            self._end_turn()
 
     # --- the end ------------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ E1  The lived clock moves here and nowhere else, every 100 ms, by at most 250 ms
 E3  Nobody is named while the node is loading, in the first four seconds after that (clients may still be in their reconnect
     backoff), in the two seconds after a stall of the node, or while connections wait to be accepted (ten seconds at most).
 E5  When the node has loaded, every session starts with full grace.
+E7  When most sessions fall silent together, the brake (`core.brake`) decides who of the silent goes on to the last read, and when.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Final
 
 import trio
 
+from ..core.brake import WINDOW_US, Brake
 from ..core.links import Gate
 from ..core.lived import TICK_US, LivedClock
-from ..core.sessions import Sessions
+from ..core.sessions import Sessions, Silent
 from ..core.shard import Shard
 from .mail import LastRead, SessionsMail
 from .runtime import Mailbox, MailboxFull
@@ -33,12 +35,13 @@ _log = logging.getLogger(__name__)
 class FailureDetector:
     """The actor that owns the deadlines of sessions."""
 
-    def __init__(self, *, shard: Shard, sessions: Sessions, gate: Gate, sessions_mailbox: Mailbox[SessionsMail]) -> None:
+    def __init__(self, *, shard: Shard, sessions: Sessions, gate: Gate, brake: Brake, sessions_mailbox: Mailbox[SessionsMail]) -> None:
         self.loop_lag_ms = 0.0  # how late ticks come: the worst of late, fading within a few seconds
         self.lived: LivedClock | None = None
         self._shard = shard
         self._sessions = sessions
         self._gate = gate
+        self._brake = brake
         self._sessions_mailbox = sessions_mailbox
         self._hold_until_us = 0
         self._ready = False
@@ -71,9 +74,20 @@ class FailureDetector:
             self._hold_until_us = lived.now_us + READY_HOLD_US
         if lived.now_us < self._hold_until_us or self._gate.is_saturated(lived.now_us):  # E3
             return
-        silent = sessions.due(NAMED_PER_TICK_MAX)
+        silent = self._judge(sessions.due(NAMED_PER_TICK_MAX))
         if silent:
             try:
                 self._sessions_mailbox.post(LastRead(silent))
             except MailboxFull:
                 _log.warning("the sessions are too busy for a last read: %d silent sessions wait another second", len(silent))
+
+    def _judge(self, named: list[Silent]) -> list[Silent]:
+        """Let the brake hold back whom it will (E7), and say when it is put on and taken off."""
+        brake, sessions = self._brake, self._sessions
+        if brake.engaged_us is None and not any(silent.final for silent in named):
+            return named
+        before = (brake.engaged_us, brake.releasing)
+        passing = brake.judge(named, sessions.dying(WINDOW_US), sessions.holders, sessions.now_us)
+        if (brake.engaged_us, brake.releasing) != before:
+            _log.warning("the brake on expiries: %s", brake.reason or "nobody is held any more")
+        return passing

@@ -22,11 +22,14 @@ import trio
 
 from .._version import VERSION
 from ..config import Config, build_config
+from ..core.brake import Brake
 from ..core.dispatch import Dispatch, Identity
+from ..core.history import History
 from ..core.links import Gate
 from ..core.sessions import Sessions
 from ..core.shard import Shard
 from ..core.subscriptions import Subscriptions
+from ..core.suspects import Suspects
 from ..environment import Environment, real_environment
 from ..errors import ConfigError, NodeFailed, StorageFailed
 from ..model import join_address
@@ -57,15 +60,19 @@ class Node:
         limits = config.limits
         self._sessions = Sessions()
         self._shard = Shard(self._sessions, limits)
-        self._subscriptions = Subscriptions(self._shard, limits)
+        history = History()
+        self._suspects = Suspects(self._shard, self._sessions, history)
+        self._subscriptions = Subscriptions(self._shard, self._suspects, limits)
         gate = Gate(limits)
         cluster_id = environment.random.randbytes(16) if directory is None else directory.identity.cluster_id
         self.cluster_id = cluster_id.hex()
-        dispatch = Dispatch(
+        self._dispatch = Dispatch(
             identity=Identity(node_id=config.node_id, cluster_id=self.cluster_id, version=VERSION),
             shard=self._shard,
             sessions=self._sessions,
+            suspects=self._suspects,
             subscriptions=self._subscriptions,
+            history=history,
             gate=gate,
             limits=limits,
             status=self.status,
@@ -81,13 +88,17 @@ class Node:
             sessions_mailbox=sessions_mailbox,
             snapshot_bytes=config.snapshot_bytes,
         )
-        self._detector = FailureDetector(shard=self._shard, sessions=self._sessions, gate=gate, sessions_mailbox=sessions_mailbox)
+        self._brake = Brake(enabled=config.brake)
+        self._detector = FailureDetector(
+            shard=self._shard, sessions=self._sessions, gate=gate, brake=self._brake, sessions_mailbox=sessions_mailbox
+        )
         host, port = config.address
         self._clients = ClientSessions(
             network=environment.network,
             clock=environment.clock,
-            dispatch=dispatch,
+            dispatch=self._dispatch,
             sessions=self._sessions,
+            suspects=self._suspects,
             subscriptions=self._subscriptions,
             gate=gate,
             limits=limits,
@@ -149,10 +160,12 @@ class Node:
             "instances": self._shard.instance_count,
             "services": self._shard.service_count,
             "subscriptions": self._subscriptions.count,
+            "suspects": len(self._suspects),
             "operations": self._shard.applied_count,
+            "drains": self._dispatch.drains.open_count,
             "loop_lag_ms": round(lag_ms, 3),
             "fsync_ms": round(fsync_ms, 3),
-            "brakes": [],
+            "brakes": [] if self._brake.reason is None else [self._brake.reason],
             "degraded": degraded,
         }
 
@@ -160,7 +173,9 @@ class Node:
         """Assert the invariants of all cores; for tests and simulations, it walks everything."""
         self._sessions.validate()
         self._shard.validate()
+        self._suspects.validate()
         self._subscriptions.validate()
+        self._dispatch.drains.validate()
 
     def __repr__(self) -> str:
         return f"<Node {self.config.node_id} clients={join_address(*self.address)} instances={self._shard.instance_count}>"

@@ -17,10 +17,11 @@ from typing import Final
 
 import trio
 
+from ..core.blocks import Block
 from ..core.dispatch import Write
 from ..core.entries import OP_TYPES, unpack_op
 from ..core.sessions import Sessions
-from ..core.shard import Block, Outcome, Shard
+from ..core.shard import Outcome, Shard
 from ..errors import DiskFull, NoSpace, Overloaded, Stopped
 from ..messages import Refused
 from ..model import Lsn

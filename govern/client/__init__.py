@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .answers import Drained, Explanation
 from .live_view import LiveView
 from .registration import Registration
 from .registry import Registry, connect
 
-__all__ = ["LiveView", "Registration", "Registry", "connect"]
+__all__ = ["Drained", "Explanation", "LiveView", "Registration", "Registry", "connect"]

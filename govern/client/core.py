@@ -13,7 +13,7 @@ The shell dials, reads, writes and waits; everything that is decided is decided 
 C1  `attempt` grows with every connection, so the node always prefers the newest.
 C2  After a Hello is accepted: a heartbeat at once, the writes that were not answered, subscriptions, reads.
 C3  A `resync` counts only if nothing moved between the heartbeat and its answer, and nothing was on its way; otherwise both sides
-    spoke of different moments, and the next heartbeat tells.
+    spoke of different moments, and the next heartbeat tells. One that counts is followed by naming every lease (`resync.py`).
 C4  Whatever the node sends leads to a new state or to a `ProtocolError`; that costs the connection and nothing else.
 C5  A node that does not answer a heartbeat is gone, but it gets a second look: after a stall of this process the answer may be
     lying unread in the socket.
@@ -33,11 +33,15 @@ from ..messages import (
     AskStatus,
     Delta,
     Done,
+    Drained,
+    Explain,
+    Explained,
     Goodbye,
     Heartbeat,
     HeartbeatOk,
     Hello,
     HelloOk,
+    Hint,
     Lookup,
     Lost,
     Message,
@@ -45,15 +49,19 @@ from ..messages import (
     Refused,
     Registered,
     Resumed,
+    ResyncOk,
     ServiceList,
     Services,
     View,
     build_message,
 )
 from ..model import ServiceInfo
+from .answers import Explanation
+from .commands import Commands
 from .outbox import Outbox, Request
 from .outcomes import STOPPING, error_of
 from .registrations import Registrations
+from .resync import Resyncer
 from .views import INSTANCES_MAX, Views, read_instances
 
 HELLO_SECONDS_MAX: Final = 5.0
@@ -93,8 +101,10 @@ class ClientCore:
     """One session: its claims, its views, its questions, and its present connection."""
 
     def __init__(self, session_id: bytes) -> None:
-        self.outbox = Outbox()
+        self.outbox = Outbox(spread=1 + session_id[0] / 512)
         self.registrations = Registrations(self.outbox)
+        self.commands = Commands(self.outbox, self.registrations)
+        self.resync = Resyncer(self.outbox, self.registrations)
         self.views = Views(self.outbox)
         self.phase = Phase.DOWN
         self.attempt = 0
@@ -120,11 +130,11 @@ class ClientCore:
     @property
     def has_work(self) -> bool:
         """Whether somebody depends on the connection: it is then sought with more zeal."""
-        return bool(len(self.registrations) or len(self.views) or self._reads)
+        return bool(len(self.registrations) or len(self.views) or len(self.commands) or self._reads)
 
     # --- what the owner asks for ----------------------------------------------------------------------------------------------
 
-    def ask(self, message: Lookup | Services | AskStatus) -> Request:
+    def ask(self, message: Lookup | Services | AskStatus | Explain) -> Request:
         """A read; it is repeated over connections until it is answered or forgotten. Raises `Overloaded` beyond the limit."""
         if len(self._reads) >= READS_PENDING_MAX:
             raise Overloaded(f"{READS_PENDING_MAX} reads of this client wait for an answer", 1.0)
@@ -154,6 +164,7 @@ class ClientCore:
         for request in self._reads.values():
             self.outbox.finish(request, error=error)
         self._reads.clear()
+        self.commands.close(error)
         self.registrations.close(error)
         self.views.close_all()
         self.outbox.tell(self)
@@ -176,6 +187,8 @@ class ClientCore:
         self.outbox.frames.clear()  # they were for that stream
         self._heartbeats.clear()
         self._doubted_at = math.inf
+        self.resync.disconnected()
+        self.commands.disconnected()
         self.registrations.disconnected()
         self.views.disconnected()
         for request in self._reads.values():
@@ -239,7 +252,8 @@ class ClientCore:
         registrations = self.registrations
         request_id = self.outbox.draw_id()
         self._heartbeat_at = now
-        self._heartbeats[request_id] = (now, registrations.movements if registrations.settled else -1)
+        is_comparable = registrations.settled and not self.resync.running
+        self._heartbeats[request_id] = (now, registrations.movements if is_comparable else -1)
         self.outbox.send(Heartbeat(registrations.count, registrations.digest), request_id)
 
     # --- what the node says ---------------------------------------------------------------------------------------------------
@@ -259,6 +273,8 @@ class ClientCore:
             self._greeted(message, now)
         elif self.phase is Phase.UP:
             self._dispatch(message, request_id, now)
+        if self.phase is Phase.UP and len(self.commands):
+            self.commands.pump(now)  # a lease that a drain waited for may have come
 
     def _greeted(self, message: Message, now: float) -> None:
         if isinstance(message, Refused):
@@ -284,32 +300,38 @@ class ClientCore:
         if request_id == 0:
             self._pushed(message)
         elif isinstance(message, HeartbeatOk):
-            self._heartbeat_answered(message, request_id)
+            self._heartbeat_answered(message, request_id, now)
         elif request_id in self._reads:
             self._read_answered(self._reads[request_id], message)
         elif self._goodbye is not None and request_id == self._goodbye.request_id:
             if not self._goodbye.done:
                 self.outbox.finish(self._goodbye)
+        elif self.commands.answered(request_id, message):
+            pass
         elif isinstance(message, Registered | Done):
             self.registrations.answered(request_id, message, now)
         elif isinstance(message, View | Resumed):
             self.views.answered(request_id, message, now)
+        elif isinstance(message, ResyncOk):
+            self.resync.answered(request_id, message, now)
         elif isinstance(message, Refused):
-            _ = self.registrations.answered(request_id, message, now) or self.views.answered(request_id, message, now)
-        elif not isinstance(message, ServiceList | NodeStatus):  # these are late answers to a read that nobody waits for
+            for part in (self.registrations, self.views, self.resync):
+                if part.answered(request_id, message, now):
+                    break
+        elif not isinstance(message, ServiceList | NodeStatus | Explained | Drained):  # late answers: nobody waits for them any more
             raise RemoteProtocolError(f"{type(message).__name__} is not expected from a node")
 
     def _pushed(self, message: Message) -> None:
         if isinstance(message, Refused):
             raise RemoteProtocolError(f"the node ended the connection: {message.text} ({message.code})")
-        if isinstance(message, View | Delta):
+        if isinstance(message, View | Delta | Hint):
             self.views.pushed(message)
         elif isinstance(message, Lost):
             self.registrations.lost(message)
         else:
             raise RemoteProtocolError(f"{type(message).__name__} is not expected without a request")
 
-    def _heartbeat_answered(self, message: HeartbeatOk, request_id: int) -> None:
+    def _heartbeat_answered(self, message: HeartbeatOk, request_id: int, now: float) -> None:
         heartbeat = self._heartbeats.get(request_id)
         if heartbeat is None:
             return
@@ -319,7 +341,7 @@ class ClientCore:
         self.views.node_fresh(message.fresh)
         _, movements = heartbeat
         if message.state == HEARTBEAT_RESYNC and movements == self.registrations.movements:  # C3
-            self.registrations.resync()
+            self.resync.begin(now)
 
     def _read_answered(self, request: Request, message: Message) -> None:
         asked = request.message
@@ -338,6 +360,8 @@ class ClientCore:
             more = message.more
         elif isinstance(asked, AskStatus) and isinstance(message, NodeStatus):
             request.pages.append(message.status)
+        elif isinstance(asked, Explain) and isinstance(message, Explained):
+            request.pages.append(Explanation(instances=_read_mappings(message.instances), events=_read_mappings(message.events)))
         else:
             raise RemoteProtocolError(f"{type(message).__name__} is no answer to {type(asked).__name__}")
         if len(request.pages) > INSTANCES_MAX:
@@ -349,8 +373,15 @@ class ClientCore:
     def validate(self) -> None:
         """Assert the invariants of all parts; for tests."""
         self.registrations.validate()
+        self.commands.validate()
         self.views.validate()
         assert self.connected or not self._heartbeats
+
+
+def _read_mappings(rows: list[Any]) -> tuple[dict[str, Any], ...]:
+    if not all(type(row) is dict and all(type(key) is str for key in row) for row in rows):
+        raise RemoteProtocolError("an explanation is made of mappings from text")
+    return tuple(rows)
 
 
 def _read_service(row: Any) -> ServiceInfo:

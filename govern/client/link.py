@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from ..environment import Environment
+from ..environment import Environment, Random
 from ..errors import GovernError, Stopped, Unreachable
 from ..messages import FRAME_BYTES_MAX_TO_CLIENT
 from ..model import join_address
@@ -73,6 +73,11 @@ class Link:
     def __repr__(self) -> str:
         return f"<Link to {', '.join(join_address(*address) for address in self._addresses)} {self.core}>"
 
+    @property
+    def random(self) -> Random:
+        """The door to chance of this client."""
+        return self._environment.random
+
     # --- for those who wait ---------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
@@ -121,16 +126,20 @@ class Link:
         if request.error is not None:
             raise copy.copy(request.error)  # several may wait for what ended with the same error
 
-    async def wait_first(self, seconds: float) -> None:
-        """Wait for the first connection. Raises `Unreachable` after so many seconds, or what every node says against this client."""
+    async def wait_first(self, seconds: float, *, needed: bool = True) -> None:
+        """Wait for the first connection. Raises what every node says against this client, or `Unreachable` after so many seconds; unless a
+        connection is `needed`, it returns then, or as soon as every address has failed once."""
         with trio.move_on_after(seconds):
             while not self.core.connected:
                 refusal = self.lasting_refusal()
                 if refusal is not None:
                     raise refusal
+                if not needed and len(self.failures) == len(self._addresses):
+                    return
                 await self.wait(self.core)
             return
-        raise Unreachable(self.explain())
+        if needed:
+            raise Unreachable(self.explain())
 
     def explain(self) -> str:
         """One line: which addresses were tried, and what came of it."""

@@ -16,6 +16,9 @@ from .views import Cursor
 class LiveView:
     """The instances of one service, always current; while disconnected the last that was known, and `stale`.
 
+    An instance that is up and whose program the node has not heard from just now shows as `suspect`; this comes as a change with an
+    unchanged lsn.
+
     `async for change in view` gives what changed after the block was entered, or after the last change that was given. Changes that
     pile up behind a slow consumer are merged into one. The loop ends when the block is left. One loop at a time.
     """
@@ -39,14 +42,23 @@ class LiveView:
         """Every instance, whatever its status, in the order of the ids."""
         return self._cursor.view.sorted_instances()
 
+    def choose(self) -> Instance | None:
+        """One instance to send a request to; None when there is none.
+
+        Drawn by weight among those that are up; when there is none of these, among the suspect ones, then among all. An instance
+        with weight 0 is not drawn while there is another in its place. Costs little: call it for every request.
+        """
+        return self._cursor.view.choice().pick(self._link.random)
+
     @property
     def lsn(self) -> Lsn:
-        """Everything up to this lsn is in it."""
+        """Everything up to this lsn is in it; zero while the view comes from the cache."""
         return self._cursor.view.lsn
 
     @property
     def stale(self) -> bool:
-        """Whether changes may be missing: the client is disconnected, or the node says that it is not up to date itself."""
+        """Whether changes may be missing: the client is disconnected, the view comes from the cache, or the node says that it is not up to
+        date itself."""
         return self._cursor.view.stale
 
     def __aiter__(self) -> AsyncIterator[Change]:

@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from ..errors import GovernError
-from ..messages import Message, encode
+from ..messages import Message, Refused, encode
+from .outcomes import pause_of
 
 T = TypeVar("T")
 
@@ -35,9 +36,14 @@ class Request:
 
 
 class Outbox:
-    """The one way out of the rules. Request ids are drawn here: they only ever grow, over the whole life of the session."""
+    """The one way out of the rules. Request ids are drawn here: they only ever grow, over the whole life of the session.
 
-    def __init__(self) -> None:
+    `spread` is this session's share of jitter, from 1 to 1.5: clients that were refused at the same moment and told the same pause do not
+    come back at the same moment.
+    """
+
+    def __init__(self, spread: float = 1.0) -> None:
+        self.spread = spread
         self.frames: list[bytes] = []
         self.changed: dict[object, None] = {}  # in the order in which they changed first
         self._last_id = 0
@@ -54,6 +60,10 @@ class Outbox:
     def tell(self, thing: object) -> None:
         """Wake whoever waits for this thing."""
         self.changed[thing] = None
+
+    def pause(self, refused: Refused) -> float:
+        """Seconds to wait before what was refused is asked again."""
+        return pause_of(refused) * self.spread
 
     def finish(self, request: Request, answer: Any = None, error: GovernError | None = None) -> None:
         """The request is over, one way or the other."""

@@ -9,8 +9,10 @@ import trio
 
 from ..errors import Gone, Invalid
 from ..model import Instance, Lsn, ServiceKey, Status
+from .answers import Drained
+from .claims import Claim
+from .draining import DRAIN_SECONDS, wait_drained
 from .link import Link
-from .registrations import Claim
 
 
 def read_status(value: Status | str) -> Status:
@@ -51,7 +53,8 @@ class Registration:
 
     @property
     def lost(self) -> str | None:
-        """None, or why the registration is no longer held and will not be fought for: `superseded` when another client took the id."""
+        """None, or why the registration is no longer held and will not be fought for: `superseded` when another client took the id,
+        `evicted` when an operator removed it."""
         return self._claim.lost
 
     async def wait_lost(self) -> str:
@@ -98,6 +101,19 @@ class Registration:
             await self._link.wait_done(request)
         finally:
             registrations.forget(self._claim, request)
+
+    async def drain(self, timeout: float = DRAIN_SECONDS) -> Drained:  # noqa: ASYNC109
+        """Take the instance out of traffic, and wait until everybody who subscribes to its service has noticed.
+
+        The instance shows as draining from the moment on at which the node has it on disk. Returned means: no live subscriber chooses it
+        any more, or `timeout` seconds have passed; then `missing` names those who have not told. Never raises at the timeout, also
+        when there is no connection: then the registry itself is the one that is missing. Raises `Gone`, `Superseded` or `Evicted` when
+        the registration is not held any more, another `Rejected` when the node refuses, `Stopped` when the registry was left. Cancelling
+        stops the waiting; the instance may be draining or not. Draining twice is fine.
+        """
+        self._link.check_open()
+        deadline = trio.current_time() + timeout
+        return await wait_drained(self._link, self._claim.service, self._claim.instance_id, deadline, self._claim)
 
     async def deregister(self) -> None:
         """Remove the instance now, also a persistent one; returns when the removal is durable and visible. One that is gone already, or

@@ -13,73 +13,33 @@ R5  A claim that is being left is kept until the node has confirmed its removal,
     claimed anew meanwhile, and then the removal goes first.
 R6  A persistent instance is claimed again only when the cluster is another one. With the same cluster it is still in the log, and if it
     is not, an operator removed it.
+R7  A refusal of a repeated update speaks of the repetition alone: the update itself may have happened over the connection before, and
+    its owner is told so, unless the refusal says what became of the lease.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterator
 from typing import Any, Final
 
 import attrs
 
 from ..core.digests import lease_digest
-from ..errors import Gone, GovernError, Indeterminate, Invalid, RemoteProtocolError, Superseded
+from ..errors import Evicted, Gone, GovernError, Indeterminate, Invalid, RemoteProtocolError, Superseded
 from ..messages import Deregister, Done, Lost, Message, Refused, Register, Registered, Update
-from ..model import LSN_ZERO, Instance, Lsn, ServiceKey, check_instance, client_fields
+from ..model import LSN_ZERO, Instance, Lsn, ServiceKey, Status, check_instance, client_fields
+from .claims import Claim, UpdateRequest
 from .outbox import Alarms, Outbox, Request
-from .outcomes import STOPPING, UNKNOWN, error_of, pause_of
+from .outcomes import STOPPING, UNKNOWN, error_of
 
 WRITES_IN_FLIGHT_MAX: Final = 256
 """Writes on the way at the same time; the others wait in the client. Raising it costs a longer queue at the node after a reconnect."""
+EXPIRED: Final = "expired"
+"""Why a lease ended that nobody else has taken: it is claimed again."""
 _UPDATE_TRIES_MAX: Final = 3
+_ABOUT_THE_LEASE: Final = frozenset({Gone.reason, Superseded.reason, Evicted.reason, Invalid.reason})
+"""Refusals of an update that hold whether or not an earlier try arrived."""
 _CHANGEABLE: Final = {"weight": 4, "zone": 5, "version": 6, "metadata": 7, "status": 8}  # name -> place in the client part
-
-
-@attrs.define(eq=False, kw_only=True)
-class UpdateRequest(Request):
-    """An update; its message is built anew, under the lease of the moment, whenever it gets a new id."""
-
-    changes: dict[str, Any]
-    tries: int = 0
-
-
-@attrs.define(eq=False)
-class Claim:
-    """One instance that is to be registered (`wanted`), or to be removed (`wanted` is None)."""
-
-    service: ServiceKey
-    instance_id: str
-    ephemeral: bool
-    wanted: Instance | None
-    shown: Instance
-    """What the owner sees: the last acknowledged values, with lease and lsn."""
-    lease: Lsn = LSN_ZERO
-    """The newest lease known, held or not."""
-    held: bool = False
-    acknowledged: bool = False
-    """True from the first acknowledgement on."""
-    refusal: GovernError | None = None
-    """Why the first registration failed for good."""
-    lost: str | None = None
-    removed: bool = False
-    after: Claim | None = None
-    """The claim that waits for the removal of this one (R5)."""
-    sent: Request | None = None
-    repeat: Request | None = None
-    updates: deque[UpdateRequest] = attrs.field(factory=deque)
-
-    @property
-    def key(self) -> tuple[ServiceKey, str]:
-        return self.service, self.instance_id
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing will ever be sent for it again."""
-        return self.removed or self.lost is not None or self.refusal is not None
-
-    def __repr__(self) -> str:
-        state = self.lost or ("removed" if self.removed else "held" if self.held else "wanted" if self.wanted else "leaving")
-        return f"<Claim {self.service} {self.instance_id} {state} lease={tuple(self.lease)}>"
 
 
 class Registrations:
@@ -171,7 +131,7 @@ class Registrations:
         check_instance(attrs.evolve(claim.shown, **changes))
         request = UpdateRequest(Update(claim.service, claim.instance_id, claim.lease, {}), changes=dict(changes))
         if claim.over or claim.wanted is None:
-            self._outbox.finish(request, error=self._no_longer(claim))
+            self._outbox.finish(request, error=self.no_longer(claim))
             return request
         claim.updates.append(request)
         self._enqueue(claim)
@@ -182,10 +142,34 @@ class Registrations:
         if request in claim.updates:
             claim.updates.remove(request)
 
-    def _no_longer(self, claim: Claim) -> GovernError:
+    def want_draining(self, claim: Claim) -> None:
+        """The owner drains the instance: a registration made anew from now on says so too."""
+        if claim.wanted is not None and claim.status_before is None:
+            claim.status_before = claim.wanted.status
+            claim.wanted = attrs.evolve(claim.wanted, status=Status.DRAINING)
+
+    def drained(self, claim: Claim, lsn: Lsn) -> None:
+        """The node has set the instance to draining."""
+        claim.status_before = None
+        if claim.wanted is not None:
+            claim.wanted = attrs.evolve(claim.wanted, status=Status.DRAINING)
+            claim.shown = attrs.evolve(claim.wanted, lease_id=claim.lease, lsn=max(lsn, claim.shown.lsn))
+
+    def not_drained(self, claim: Claim) -> None:
+        """The node has refused to drain the instance."""
+        if claim.wanted is not None and claim.status_before is not None:
+            claim.wanted = attrs.evolve(claim.wanted, status=claim.status_before)
+        claim.status_before = None
+
+    def held(self) -> Iterator[Claim]:
+        """The claims that `count` and `digest` speak of."""
+        return (claim for claim in self._claims.values() if claim.held and claim.ephemeral)
+
+    def no_longer(self, claim: Claim) -> GovernError:
+        """The error of whoever wants to change an instance that this client does not hold any more."""
         if claim.lost is None:
             return Gone(f"instance {claim.instance_id} of {claim.service} was deregistered")
-        kind = Superseded if claim.lost == Superseded.reason else Gone
+        kind = {Superseded.reason: Superseded, Evicted.reason: Evicted}.get(claim.lost, Gone)
         return kind(f"the registration of {claim.instance_id} of {claim.service} was lost: {claim.lost}")
 
     # --- the connection -------------------------------------------------------------------------------------------------------
@@ -212,7 +196,7 @@ class Registrations:
     def _again_later(self, claim: Claim, request: UpdateRequest) -> None:
         """This update certainly had no effect: it goes first among those that wait, to be sent under a new id."""
         if claim.over or claim.wanted is None:
-            self._outbox.finish(request, error=self._no_longer(claim))
+            self._outbox.finish(request, error=self.no_longer(claim))
             return
         request.request_id = 0
         claim.updates.appendleft(request)
@@ -222,6 +206,8 @@ class Registrations:
         self._connected = False
         for claim in self._in_flight.values():
             claim.repeat, claim.sent = claim.sent, None
+            if isinstance(claim.repeat, UpdateRequest):
+                claim.repeat.in_doubt = True
             if claim.over:
                 self._give_up_repeat(claim)
         self._in_flight.clear()
@@ -232,15 +218,7 @@ class Registrations:
     def _give_up_repeat(self, claim: Claim) -> None:
         repeat, claim.repeat = claim.repeat, None
         if isinstance(repeat, UpdateRequest):
-            self._outbox.finish(repeat, error=self._no_longer(claim))
-
-    def resync(self) -> None:
-        """The node holds something else for this session than we believe: register everything again."""
-        for claim in self._claims.values():
-            if claim.ephemeral and claim.held:
-                self._drop_lease(claim)
-                self._enqueue(claim)
-        self.pump()
+            self._outbox.finish(repeat, error=self.no_longer(claim))
 
     def wake(self, now: float) -> None:
         """The moment of `deadline` has come."""
@@ -326,7 +304,7 @@ class Registrations:
         assert isinstance(message, Refused)
         if message.code == UNKNOWN:
             claim.repeat = request
-            self._retries.set(claim, now + pause_of(message))
+            self._retries.set(claim, now + self._outbox.pause(message))
             return
         if claim.wanted is None:
             return
@@ -334,7 +312,7 @@ class Registrations:
         if claim.acknowledged:
             patient = patient or message.code in ("overloaded", "disk_full")
         if patient:
-            self._retries.set(claim, now + pause_of(message))
+            self._retries.set(claim, now + self._outbox.pause(message))
         elif claim.acknowledged:
             self._lose(claim, message.code)
         else:
@@ -368,42 +346,60 @@ class Registrations:
             return
         assert isinstance(message, Refused)
         if message.code == STOPPING:
-            self._retries.set(claim, now + pause_of(message))
+            self._retries.set(claim, now + self._outbox.pause(message))
             self._again_later(claim, request)
         elif message.code == Gone.reason and (claim.over or request.tries < _UPDATE_TRIES_MAX):
             self._drop_lease(claim)  # the node does not hold that lease: claim it again first, then change it under the new one
             self._again_later(claim, request)
+        elif request.in_doubt and message.code not in _ABOUT_THE_LEASE:
+            text = f"{message.text} ({message.code}), and the connection broke when the update was sent first: it may have happened"
+            self._outbox.finish(request, error=Indeterminate(text))  # R7
         else:
             self._outbox.finish(request, error=error_of(message))
 
     def _removal_answered(self, claim: Claim, request: Request, message: Message, now: float) -> None:
         if isinstance(message, Refused) and message.code != Gone.reason:
             claim.repeat = request if message.code == UNKNOWN else None
-            self._retries.set(claim, now + pause_of(message))
+            self._retries.set(claim, now + self._outbox.pause(message))
             return
         self._remove(claim)  # R5
 
     def lost(self, message: Lost) -> None:
         """The node says that a lease of this session is no longer held."""
-        claim = self._claims.get((message.service, message.instance_id))
-        if claim is None or not claim.held or claim.lease != message.lease_id:
+        self.end_lease(message.service, message.instance_id, message.lease_id, message.reason)
+
+    def end_lease(self, service: ServiceKey, instance_id: str, lease: Lsn, reason: str = EXPIRED) -> None:
+        """A lease that is not held any more, and why. Means nothing when that very lease is not in hand."""
+        claim = self._claims.get((service, instance_id))
+        if claim is None or not claim.held or claim.lease != lease:
             return
         self.movements += 1
         self._drop_lease(claim)
         if claim.wanted is None:
             if claim.sent is None and claim.repeat is None:
                 self._remove(claim)
-        elif message.reason == "expired":
+        elif reason == EXPIRED:
             self._enqueue(claim)  # R4
         else:
-            self._lose(claim, message.reason)
+            self._lose(claim, reason)
+        self.pump()
+
+    def disown(self, service: ServiceKey, instance_id: str, lease: Lsn) -> None:
+        """The node holds an instance for this session: remove it, unless it is wanted here or on its way."""
+        claim = self._claims.get((service, instance_id))
+        if claim is None:
+            nobody = Instance(id=instance_id, host="", port=0)
+            self._install(Claim(service, instance_id, ephemeral=True, wanted=None, shown=nobody, lease=lease))
+        elif claim.wanted is None and not claim.held and claim.lease < lease and claim.sent is None and claim.repeat is None:
+            claim.lease = lease
+            self._enqueue(claim)
         self.pump()
 
     # --- ends -----------------------------------------------------------------------------------------------------------------
 
     def _lose(self, claim: Claim, reason: str) -> None:
         claim.lost = reason
-        self._fail_updates(claim, self._no_longer(claim))
+        self._fail_updates(claim, self.no_longer(claim))
         self._give_up_repeat(claim)
         self._discard(claim)
         self._outbox.tell(claim)

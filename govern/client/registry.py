@@ -10,33 +10,47 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import trio
 
 from ..environment import Environment, real_environment
-from ..errors import Unreachable
-from ..messages import AskStatus, Lookup, Services
+from ..errors import Indeterminate, Unreachable
+from ..messages import AskStatus, Explain, Lookup, Services
 from ..model import Instance, ServiceInfo, ServiceKey, Status, check_instance, check_name, check_namespace
+from .answers import Drained, Explanation
+from .cache import Cache
+from .claims import Claim
 from .core import ClientCore
+from .draining import DRAIN_SECONDS, wait_drained
 from .leaving import GOODBYE_SECONDS_MAX, LeaveBudget
 from .link import Link
 from .live_view import LiveView
 from .registration import Registration, read_status
-from .registrations import Claim
 from .where import Where, find_addresses
 
 CONNECT_SECONDS: Final = 5.0
+HOST_UNTIL_CONNECTED: Final = "localhost"
+"""Stands for the default host until the first connection tells it; it is never sent."""
+CACHE_PATIENCE_SECONDS: Final = 1.0
+"""So long a subscription waits for the node's list when the cache has one."""
 READ_SECONDS_MAX: Final = 10.0
 """So long a read waits for an answer, over however many connections."""
+
+
+def _default_id(host: str, port: int) -> str:
+    return f"{host}:{port}".replace("%", "@")  # fe80::1%eth0: ids know no percent sign
 
 
 class Registry:
     """The registry, through one connection that is kept up by itself. Made by `connect`."""
 
-    def __init__(self, link: Link, namespace: str) -> None:
+    def __init__(self, link: Link, namespace: str, cache: Cache | None = None) -> None:
         self.namespace = namespace
         self._link = link
+        self._cache = cache
         self._budget = LeaveBudget()
 
     def __repr__(self) -> str:
@@ -91,18 +105,19 @@ class Registry:
     ) -> AbstractAsyncContextManager[Registration]:
         """Register an instance for as long as the block lasts; inside the block it is durable and visible.
 
-        `host` is the local address of the connection by default, `id` is `host:port`. Raises `Invalid` at once, before anything is
-        sent. Entering waits for the acknowledgement, over broken connections and busy nodes, until it is cancelled; it raises
-        `DiskFull`, `Superseded` or another `Rejected` when the node refuses for good, `Stopped` when the registry was left.
+        `host` is the local address of the connection by default, `id` is `host:port`, also for an IPv6 host without brackets. Raises
+        `Invalid` at once, before anything is sent. Entering waits for the acknowledgement, over broken connections and busy nodes, until
+        it is cancelled; it raises `DiskFull`, `Superseded`, `Evicted` or another `Rejected` when the node refuses for good, `Stopped`
+        when the registry was left.
         Leaving deregisters, within the one second that all leaving has; while disconnected it does not wait, and the removal
         follows with the next connection if the registry still lives, or with the end of the ttl. With `ephemeral=False` leaving
         keeps the instance.
         """
         self._link.check_open()
-        host = self._link.local_host if host is None else host
+        own_host = host if host is not None else self._link.local_host or HOST_UNTIL_CONNECTED
         instance = Instance(
-            id=f"{host}:{port}" if id is None else id,  # without the brackets of an IPv6 address: they are not allowed in names
-            host=host,
+            id=_default_id(own_host, port) if id is None else id,
+            host=own_host,
             port=port,
             protocol=protocol,
             weight=weight,
@@ -114,12 +129,19 @@ class Registry:
             ttl=ttl,
         )
         check_instance(instance)
-        return self._registered(self._service(name, namespace), instance)
+        needs_host = host is None and not self._link.local_host
+        return self._registered(self._service(name, namespace), instance, needs_host=needs_host, needs_id=needs_host and id is None)
 
     @asynccontextmanager
-    async def _registered(self, service: ServiceKey, instance: Instance) -> AsyncIterator[Registration]:
+    async def _registered(
+        self, service: ServiceKey, instance: Instance, *, needs_host: bool, needs_id: bool
+    ) -> AsyncIterator[Registration]:
         registrations = self._link.core.registrations
         self._link.check_open()
+        if needs_host:
+            await self._link.wait_connected()
+            host = self._link.local_host
+            instance = attrs.evolve(instance, host=host, id=_default_id(host, instance.port) if needs_id else instance.id)
         claim = registrations.register(service, instance)
         registrations.pump()
         self._link.flush()
@@ -167,7 +189,14 @@ class Registry:
         pages: list[dict[str, Any]] = await self._ask(AskStatus())
         return pages[0]
 
-    async def _ask(self, message: Lookup | Services | AskStatus) -> Any:
+    async def explain(self, name: str, id: str | None = None, namespace: str | None = None) -> Explanation:  # noqa: A002
+        """Why an instance of a service, or each of them, is in its view or not: how it stands, and what the node remembers of it, also of
+        instances that are gone. Waits and raises as `lookup`."""
+        instance_id = "" if id is None else check_name(id, "instance id")
+        pages: list[Explanation] = await self._ask(Explain(self._service(name, namespace), instance_id))
+        return pages[0]
+
+    async def _ask(self, message: Lookup | Services | AskStatus | Explain) -> Any:
         self._link.check_open()
         core = self._link.core
         request = core.ask(message)
@@ -181,13 +210,56 @@ class Registry:
             raise Unreachable(f"no answer within {READ_SECONDS_MAX:g} s" if core.connected else self._link.explain())
         return request.answer
 
+    # --- for operators --------------------------------------------------------------------------------------------------------
+
+    async def drain(
+        self,
+        name: str,
+        id: str,  # noqa: A002
+        timeout: float = DRAIN_SECONDS,  # noqa: ASYNC109
+        *,
+        namespace: str | None = None,
+    ) -> Drained:
+        """Take any instance out of traffic, and wait until everybody who subscribes to its service has noticed.
+
+        As `Registration.drain`, for whoever holds the instance. Raises `Gone` when there is no such instance.
+        """
+        service, instance_id = self._service(name, namespace), check_name(id, "instance id")
+        self._link.check_open()
+        return await wait_drained(self._link, service, instance_id, trio.current_time() + timeout)
+
+    async def evict(self, name: str, id: str, *, namespace: str | None = None) -> None:  # noqa: A002
+        """Remove an instance whoever holds it, and bar its session from registering that id again; returns when that is durable.
+
+        Its owner is told: its `registration.lost` is `evicted`. Waits ten seconds at most. Certainly not done: `Gone` when there is no
+        such instance, another `Rejected`, `Unreachable` when it could not be asked. Perhaps done: `Indeterminate` when it was asked
+        and the answer did not come; it is never asked twice, for the id may be another's by then.
+        """
+        service, instance_id = self._service(name, namespace), check_name(id, "instance id")
+        self._link.check_open()
+        core = self._link.core
+        command = core.commands.evict(service, instance_id)
+        if core.connected:
+            core.commands.pump(trio.current_time())
+        self._link.flush()
+        try:
+            with trio.move_on_after(READ_SECONDS_MAX):
+                await self._link.wait_done(command)
+        finally:
+            core.commands.forget(command)
+        if not command.done and command.sent:
+            raise Indeterminate(f"the eviction was not answered within {READ_SECONDS_MAX:g} s: look whether the instance is gone")
+        if not command.done:
+            raise Unreachable(self._link.explain())
+
     # --- subscribing ----------------------------------------------------------------------------------------------------------
 
     def subscribe(self, name: str, namespace: str | None = None) -> AbstractAsyncContextManager[LiveView]:
         """Keep a live view of a service for as long as the block lasts. Raises `Invalid` at once.
 
         Entering waits until a committed list is in hand; a service that nobody knows is empty. It waits over broken connections until it is
-        cancelled, and raises `Rejected` when the node refuses for good, `Stopped` when the registry was left.
+        cancelled, and raises `Rejected` when the node refuses for good, `Stopped` when the registry was left. With a cache that knows
+        the service it waits a second at most, and not at all while there is no connection: then the view is that of the cache, and stale.
         """
         self._link.check_open()
         return self._subscribed(self._service(name, namespace))
@@ -201,11 +273,12 @@ class Registry:
         live_view = LiveView(self._link, cursor)
         try:
             await trio.lowlevel.checkpoint()
-            while not cursor.view.ready:
-                self._link.check_open()
-                if cursor.view.refusal is not None:
-                    raise cursor.view.refusal
-                await self._link.wait(cursor)
+            with trio.move_on_after(CACHE_PATIENCE_SECONDS if cursor.view.cached else math.inf):
+                while not (cursor.view.ready or (cursor.view.cached and not self._link.core.connected)):
+                    self._link.check_open()
+                    if cursor.view.refusal is not None:
+                        raise cursor.view.refusal
+                    await self._link.wait(cursor)
             cursor.skip()
             yield live_view
         finally:
@@ -222,6 +295,8 @@ class Registry:
         request = core.goodbye()
         self._link.flush()
         with self._budget.spend(GOODBYE_SECONDS_MAX):
+            if self._cache is not None:
+                await self._cache.save(core.views)  # while the answer to Goodbye is on its way
             while request is not None and core.connected and not request.done:
                 await self._link.wait(request)
         core.close()
@@ -234,6 +309,7 @@ async def connect(
     *,
     namespace: str = "default",
     timeout: float = CONNECT_SECONDS,  # noqa: ASYNC109
+    cache: str | Path | None = None,
     environment: Environment | None = None,
 ) -> AsyncIterator[Registry]:
     """Connect to a registry for as long as the block lasts.
@@ -245,12 +321,20 @@ async def connect(
     nodes say when all of them refuse this client for good. Later breaks are silent: the connection is sought again, and everything that
     was registered and subscribed is put back; `registry.connected` tells. Leaving says Goodbye; together with all that is left inside
     the block it takes at most one second. An exception of the block comes out as it is, never in a group.
+
+    `cache` names a file in which the last known views are kept, so that a program can start while no node can be reached: with
+    a usable file entering does not raise `Unreachable`, and subscriptions begin with what the file knows. It is written when a view
+    changes, at most once a second. A file that is damaged or cannot be written is a warning in the log and nothing else.
     """
     check_namespace(namespace)
     addresses, doors = find_addresses(where)
     environment = environment or doors or real_environment()
     link = Link(ClientCore(environment.random.randbytes(16)), environment, addresses)
-    registry = Registry(link, namespace)
+    keeper = None if cache is None else Cache(environment, str(cache))
+    known = None if keeper is None else await keeper.load()
+    if keeper is not None:
+        link.core.views.keep(known or {})
+    registry = Registry(link, namespace, keeper)
     body_error: BaseException | None = None
     crash: BaseException | None = None
 
@@ -262,7 +346,10 @@ async def connect(
         nonlocal crash
         with upkeep:
             try:
-                await link.run()
+                async with trio.open_nursery() as tasks:
+                    tasks.start_soon(link.run)
+                    if keeper is not None:
+                        tasks.start_soon(keeper.run, link)
             except trio.Cancelled:
                 raise
             except BaseException as error:  # our own bug, or a signal that hit this task: the block must not go on without its link
@@ -277,7 +364,7 @@ async def connect(
                 nursery.start_soon(keep_up, body)
                 try:
                     try:
-                        await link.wait_first(timeout)
+                        await link.wait_first(timeout, needed=known is None)
                         yield registry
                     finally:
                         await registry._farewell()

@@ -7,19 +7,25 @@ V3  A list that is not empty is never replaced by an empty one of a node that is
 V4  While disconnected the view stays as it is and says that it is stale.
 V5  A consumer that is slow gets one change that leads from what it saw last to what is now; what came and went meanwhile is not in it.
 V6  All consumers of a service share one subscription.
+V7  Suspicion is an overlay: it shows in an instance that is up, and nowhere else. A list or a delta that names the instance, a resumed
+    subscription and the node's own word end it; the node hints anew at whoever is suspect still.
+V8  `Applied` is said of a list or a delta exactly when it has become the view: from then on nobody can be given what it removed.
+V9  A view from the cache is stale until the node has answered, and its lsn is zero: the node sends the whole list. V3 protects it too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import attrs
 
 from ..errors import GovernError, RemoteProtocolError
-from ..messages import Delta, Refused, Resumed, Subscribe, Unsubscribe, View
-from ..model import LSN_ZERO, Change, Instance, Lsn, ServiceKey, instance_from_public
+from ..messages import Applied, Delta, Hint, Refused, Resumed, Subscribe, Unsubscribe, View
+from ..model import LSN_ZERO, Change, Instance, Lsn, ServiceKey, Status, instance_from_public
+from .balance import Choice
 from .outbox import Alarms, Outbox
-from .outcomes import STOPPING, UNKNOWN, error_of, pause_of
+from .outcomes import STOPPING, UNKNOWN, error_of
 
 SUBSCRIBES_IN_FLIGHT_MAX: Final = 64
 """Subscriptions that are asked for at the same time: each may be answered by a long list."""
@@ -101,6 +107,8 @@ class ServiceView:
     lsn: Lsn = LSN_ZERO
     ready: bool = False
     """A whole committed list was in hand at least once."""
+    cached: bool = False
+    """What is shown comes from the cache (V9)."""
     live: bool = False
     """The node of this connection keeps it current."""
     fresh: bool = False
@@ -112,7 +120,10 @@ class ServiceView:
     pages_lsn: Lsn = LSN_ZERO
     refusal: GovernError | None = None
     cursors: dict[Cursor, None] = attrs.field(factory=dict)
+    suspects: dict[str, Instance] = attrs.field(factory=dict)
+    """What those that are shown as suspect really are (V7)."""
     ordered: tuple[Instance, ...] | None = None
+    prepared: Choice | None = None
 
     def __repr__(self) -> str:
         state = "live" if self.live else "asked" if self.asked else "waiting"
@@ -129,6 +140,26 @@ class ServiceView:
             self.ordered = tuple(self.instances[instance_id] for instance_id in sorted(self.instances))
         return self.ordered
 
+    def choice(self) -> Choice:
+        """Those among whom to choose; prepared once per change."""
+        if self.prepared is None:
+            self.prepared = Choice(self.sorted_instances())
+        return self.prepared
+
+    def without_suspicion(self) -> tuple[Instance, ...]:
+        """All instances as they are stored."""
+        return tuple(self.suspects.get(instance_id, instance) for instance_id, instance in self.instances.items())
+
+    def hint(self, instance_ids: Iterable[str], *, on: bool) -> None:
+        """The node's word of who is suspect and who is not any more (V7)."""
+        for instance_id in instance_ids:
+            shown = self.instances.get(instance_id)
+            if on and shown is not None and shown.status is Status.UP:
+                self.put(instance_id, attrs.evolve(shown, status=Status.SUSPECT))
+                self.suspects[instance_id] = shown
+            elif not on and instance_id in self.suspects:
+                self.put(instance_id, self.suspects[instance_id])
+
     def put(self, instance_id: str, instance: Instance | None) -> None:
         """Set or remove one instance, and remember for every consumer what it was."""
         former = self.instances.get(instance_id)
@@ -138,7 +169,8 @@ class ServiceView:
             self.instances.pop(instance_id, None)
         else:
             self.instances[instance_id] = instance
-        self.ordered = None
+        self.suspects.pop(instance_id, None)
+        self.ordered = self.prepared = None
 
 
 class Views:
@@ -153,6 +185,7 @@ class Views:
         self._held_back: dict[ServiceView, None] = {}
         self._fresh = True
         self._retries: Alarms[ServiceView] = Alarms()
+        self._kept: dict[ServiceKey, tuple[Instance, ...]] | None = None  # last lists of services without a view, for the cache
 
     def __repr__(self) -> str:
         return f"<Views {len(self._views)} queued={len(self._queue)} in_flight={len(self._in_flight)}>"
@@ -164,6 +197,18 @@ class Views:
     def deadline(self) -> float:
         return self._retries.deadline if self._connected else float("inf")
 
+    # --- the cache ------------------------------------------------------------------------------------------------------------
+
+    def keep(self, lists: Mapping[ServiceKey, tuple[Instance, ...]]) -> None:
+        """Begin with these last known lists, and keep the last list of every service from now on. Before the first view is opened."""
+        assert not self._views, self
+        self._kept = dict(lists)
+
+    def last_known(self) -> dict[ServiceKey, tuple[Instance, ...]]:
+        """The last known list of every service that ever had a view; whoever waits for this object is woken when it changes."""
+        ready = {service: view.without_suspicion() for service, view in self._views.items() if view.ready}
+        return {**(self._kept or {}), **ready}
+
     # --- what the owner asks for ----------------------------------------------------------------------------------------------
 
     def open(self, service: ServiceKey) -> Cursor:
@@ -171,6 +216,8 @@ class Views:
         view = self._views.get(service)
         if view is None:
             view = self._views[service] = ServiceView(service)
+            if self._kept is not None and service in self._kept:
+                view.instances, view.cached = {instance.id: instance for instance in self._kept[service]}, True
             self._queue[view] = None
             self.pump()
         cursor = Cursor(view)
@@ -190,6 +237,8 @@ class Views:
 
     def _discard(self, view: ServiceView) -> None:
         del self._views[view.service]
+        if self._kept is not None and view.ready:
+            self._kept[view.service] = view.without_suspicion()
         self._queue.pop(view, None)
         self._retries.cancel(view)
         self._held_back.pop(view, None)
@@ -212,6 +261,8 @@ class Views:
         self._connected = False
         for view in self._views.values():
             view.live, view.asked, view.pages = False, 0, None
+            if view.cached and not view.ready:
+                self._tell(view)  # whoever waits for a list takes that of the cache now
         self._in_flight.clear()
 
     def node_fresh(self, fresh: bool) -> None:
@@ -303,6 +354,9 @@ class Views:
             for instance_id, instance in instances.items():
                 if view.instances.get(instance_id) != instance:
                     view.put(instance_id, instance)
+            self._changed(view)
+            if message.ack:
+                self._outbox.send(Applied(view.service, view.lsn))  # V8
         self._tell(view)
 
     def _resume(self, view: ServiceView) -> None:
@@ -312,21 +366,26 @@ class Views:
             return
         self._held_back.pop(view, None)
         view.live, view.held_back, view.fresh = True, False, self._fresh
+        view.hint(list(view.suspects), on=False)  # V7: what ended meanwhile was told to nobody
         self._tell(view)
 
     def _refused(self, view: ServiceView, message: Refused, now: float) -> None:
-        patient = view.ready or message.retry_after_ms > 0 or message.code in (STOPPING, UNKNOWN)
+        patient = view.ready or view.cached or message.retry_after_ms > 0 or message.code in (STOPPING, UNKNOWN)
         if patient:
-            self._retries.set(view, now + pause_of(message))
+            self._retries.set(view, now + self._outbox.pause(message))
         else:
             view.refusal = error_of(message)
             self._discard(view)
         self._tell(view)
 
-    def pushed(self, message: View | Delta) -> None:
+    def pushed(self, message: View | Delta | Hint) -> None:
         """Take a push. One for a service that is not (or not yet again) subscribed is late, and ignored."""
         view = self._views.get(message.service)
         if view is None or not view.live:
+            return
+        if isinstance(message, Hint):
+            view.hint(message.instance_ids, on=message.on)
+            self._tell(view)
             return
         if isinstance(message, View):
             self._collect(view, message)
@@ -342,7 +401,8 @@ class Views:
         self._tell(view)
 
     def _apply(self, view: ServiceView, message: Delta) -> None:
-        if message.lsn <= message.since:
+        is_question = message.ack and not message.changed and not message.removed  # it moves nothing and asks where the view stands
+        if message.lsn < message.since or (message.lsn == message.since and not is_question):
             raise RemoteProtocolError(f"a delta of {view.service} from {tuple(message.since)} back to {tuple(message.lsn)}")
         changed = read_instances(message.changed)
         for instance_id in message.removed:
@@ -350,6 +410,16 @@ class Views:
         for instance_id, instance in changed.items():
             view.put(instance_id, instance)
         view.lsn, view.misfits = message.lsn, 0
+        if not is_question:
+            self._changed(view)
+        if message.ack:
+            self._outbox.send(Applied(view.service, view.lsn))  # V8
+
+    def _changed(self, view: ServiceView) -> None:
+        """A list has changed for good: news for the cache."""
+        view.cached = False
+        if self._kept is not None:
+            self._outbox.tell(self)
 
     def _tell(self, view: ServiceView) -> None:
         for cursor in view.cursors:
@@ -368,3 +438,6 @@ class Views:
             assert not (view.live and view.asked), view
             assert not view.asked or self._in_flight.get(view.asked) is view
             assert not self._connected or view.live or view.asked or view in self._queue or view in self._retries, view
+            for instance_id, stored in view.suspects.items():  # V7
+                assert stored.status is Status.UP
+                assert view.instances[instance_id] == attrs.evolve(stored, status=Status.SUSPECT)

@@ -30,9 +30,14 @@ from ..messages import (
     PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
     TO_NODE,
+    Applied,
     AskStatus,
     Deregister,
     Done,
+    Drain,
+    Evict,
+    Explain,
+    Explained,
     Goodbye,
     Heartbeat,
     HeartbeatOk,
@@ -45,6 +50,8 @@ from ..messages import (
     Refused,
     Register,
     Resumed,
+    Resync,
+    ResyncOk,
     ServiceList,
     Services,
     Subscribe,
@@ -56,17 +63,23 @@ from ..messages import (
     view_frames,
 )
 from ..model import LSN_ZERO, ServiceKey, check_namespace, pack_client_part
-from .entries import DeregisterOp, EntryParts, ExpireOp, Op, RegisterOp, UpdateOp, unpack_entry
+from .drains import TIMEOUT_MS_MAX, Drains
+from .entries import DeregisterOp, DrainOp, EntryParts, EvictOp, ExpireOp, Op, RegisterOp, UpdateOp, unpack_entry
+from .explain import explain
+from .history import CONNECTED, DISCONNECTED, History
 from .limits import Limits
 from .links import Gate, Link
+from .resync import answer_resync
 from .sessions import Session, Sessions, Silent
-from .shard import Outcome, Shard, check_changes
+from .shard import EXPIRED, Outcome, Shard, check_changes
 from .subscriptions import Subscriptions
+from .suspects import Suspects
 
 HEARTBEAT_MS: Final = 1_000
 EXPIRIES_PER_STEP: Final = 4_096
 EXPIRIES_PENDING_MAX: Final = 10_000
 _RETRY_SECONDS: Final = 1.0
+_LONG_ANSWERS: Final = (Lookup.TYPE, Subscribe.TYPE, Services.TYPE, Explain.TYPE)
 
 
 class Write(NamedTuple):
@@ -76,6 +89,7 @@ class Write(NamedTuple):
     link: Link | None = None
     request_id: int = 0
     deadline_us: int = 0  # on the monotonic clock; 0: none
+    answer_by_us: int = 0  # of a drain: it is carried out whenever its turn comes, and answered at this time at the latest
 
 
 @attrs.frozen(kw_only=True)
@@ -96,7 +110,9 @@ class Dispatch:
         identity: Identity,
         shard: Shard,
         sessions: Sessions,
+        suspects: Suspects,
         subscriptions: Subscriptions,
+        history: History,
         gate: Gate,
         limits: Limits,
         status: Callable[[], dict[str, Any]],
@@ -110,8 +126,11 @@ class Dispatch:
         self.expiries_pending = 0
         self.parked: deque[tuple[Link, list[Any]]] = deque()
         self.to_close: dict[Link, None] = {}
+        self.drains = Drains(sessions, subscriptions)
+        self.history = history
         self._shard = shard
         self._sessions = sessions
+        self._suspects = suspects
         self._subscriptions = subscriptions
         self._gate = gate
         self._limits = limits
@@ -126,6 +145,11 @@ class Dispatch:
             Unsubscribe.TYPE: self._unsubscribe,
             Services.TYPE: self._services,
             Goodbye.TYPE: self._goodbye,
+            Resync.TYPE: self._resync,
+            Drain.TYPE: self._drain,
+            Applied.TYPE: self._applied,
+            Evict.TYPE: self._evict,
+            Explain.TYPE: self._explain,
         }
 
     # --- incoming -----------------------------------------------------------------------------------------------------------
@@ -138,6 +162,8 @@ class Dispatch:
         session = link.session
         if session is not None:
             session.stamp_us = self._sessions.now_us
+            if session.suspect_ms:
+                self._suspects.note_heard(session)
             if raw[0] == Heartbeat.TYPE and len(raw) >= 4:
                 self._heartbeat(link, session, raw)
                 return
@@ -194,18 +220,32 @@ class Dispatch:
         else:
             self.parked.append((link, raw))
 
+    def note_loaded(self) -> None:
+        """The state of before is back; to be told before `release_parked`."""
+        if self._shard.slot_numbers():
+            self.drains.note_start(self.now_us)
+
     def release_parked(self, limit: int) -> list[Link]:
-        """The node is loaded: take what waited, in order (Q2), `limit` requests at most. Returns the links concerned."""
+        """The node is loaded: take what waited, in order (Q2), `limit` requests at most, and not many more answers than a socket takes.
+        Returns the links concerned. A link that takes no answers is refused the lists it asked for."""
         links: dict[Link, None] = {}
-        while self.parked and limit > 0:
+        room = self._limits.unsent_bytes_max
+        while self.parked and limit > 0 and room > 0:
             link, raw = self.parked.popleft()
             limit -= 1
-            if link.closing is None:
-                links[link] = None
-                try:
+            if link.closing is not None:
+                continue
+            links[link] = None
+            before = len(link.out)
+            try:
+                if raw[0] in _LONG_ANSWERS and len(link.unsent) > self._limits.unsent_bytes_max:
+                    text = "this connection asked for more than it takes; try again"
+                    link.out.append(encode(Refused(Overloaded.reason, text, round(_RETRY_SECONDS * 1000)), raw[1]))
+                else:
                     self._request(link, raw)
-                except RemoteProtocolError as error:
-                    self.refuse_link(link, "protocol", str(error))
+            except RemoteProtocolError as error:
+                self.refuse_link(link, "protocol", str(error))
+            room -= sum(map(len, link.out[before:]))
         return list(links)
 
     def _hello(self, link: Link, raw: list[Any]) -> None:
@@ -229,6 +269,9 @@ class Dispatch:
             if attached is None:
                 return self.refuse_link(link, "superseded", "a newer connection holds this session")
             link.session, former, known = attached
+            self._suspects.note_heard(link.session)
+            link.who = hello.who
+            self.history.note_connection(CONNECTED, link, f"attempt {hello.attempt}")
             resumed = known or not self._shard.loaded
             if isinstance(former, Link):
                 self.refuse_link(former, "superseded", "a newer connection took this session over")
@@ -254,10 +297,14 @@ class Dispatch:
         """The connection is gone, for whatever reason."""
         link.closing = link.closing or "the other side closed it"
         self._gate.forget(link)
+        self.drains.closed(link, self.now_us)
+        self.history.note_connection(DISCONNECTED, link, "it said Goodbye" if link.leaving else link.closing)
         self._subscriptions.remove_all(link)
         self.to_close.pop(link, None)
         if link.session is not None:
             self._sessions.detach(link.session, link)
+            if link.session.connection is None and not link.leaving:
+                self._suspects.note_closed(link.session, self.now_us)
 
     # --- reads --------------------------------------------------------------------------------------------------------------
 
@@ -268,16 +315,22 @@ class Dispatch:
         service, known = message.service, message.known
         if service not in link.subscriptions and len(link.subscriptions) >= self._limits.subscriptions_per_connection_max:
             raise Overloaded(f"this connection has {len(link.subscriptions)} subscriptions, its limit (subscriptions_per_connection_max)")
-        delta = None if known == LSN_ZERO else self._shard.delta_since(service, known)
+        ack = service in self._subscriptions.ack_wanted
+        delta = None if known == LSN_ZERO else self._shard.delta_since(service, known, ack)
         if delta is None:
-            link.out.append(view_frames(self._shard.view_bodies(service), request_id))
+            link.out.append(view_frames(self._shard.view_bodies(service), request_id, ack))
         else:
             link.out.append(encode(Resumed(service, known), request_id))
             if delta[0] is not None:
                 link.out.append(delta[0])
+        hints = self._subscriptions.hints(service)
+        if hints:
+            link.out.append(hints)
         self._subscriptions.add(link, service, self._shard.service_lsn(service))
+        self.drains.subscribed(link, service, known, delta is not None, self.now_us)
 
     def _unsubscribe(self, link: Link, message: Unsubscribe, request_id: int) -> None:
+        self.drains.unsubscribed(link, message.service, self.now_us)
         self._subscriptions.remove(link, message.service)
 
     def _services(self, link: Link, message: Services, request_id: int) -> None:
@@ -285,6 +338,14 @@ class Dispatch:
         for start in range(0, max(1, len(rows)), PAGE_ITEMS_MAX):
             page = ServiceList(start + PAGE_ITEMS_MAX < len(rows), rows[start : start + PAGE_ITEMS_MAX])
             link.out.append(encode(page, request_id))
+
+    def _explain(self, link: Link, message: Explain, request_id: int) -> Explained:
+        return explain(self._shard, self._sessions, self.history, message.service, message.instance_id, self._suspects.seconds)
+
+    def _resync(self, link: Link, message: Resync, request_id: int) -> ResyncOk:
+        if link.session is None:
+            raise Invalid("this connection has no session: it holds no leases that could be compared")
+        return answer_resync(self._shard, link, link.session, message)
 
     # --- writes -------------------------------------------------------------------------------------------------------------
 
@@ -309,11 +370,26 @@ class Dispatch:
         op = DeregisterOp(message.service, message.instance_id, session.session_id, request_id, message.lease_id)
         return self._write(link, op, request_id, message.timeout_ms)
 
+    def _drain(self, link: Link, message: Drain, request_id: int) -> Message | None:
+        """It is answered by `core.drains`, when its operation is committed and everybody knows."""
+        self._check_writer(link, request_id)
+        self.drains.admit()
+        op = DrainOp(message.service, message.instance_id, message.lease_id)
+        return self._write(link, op, request_id, 0, answer_by_us=self.now_us + min(message.timeout_ms, TIMEOUT_MS_MAX) * 1000)
+
+    def _applied(self, link: Link, message: Applied, request_id: int) -> None:
+        self.drains.applied(link, message.service, message.lsn, self.now_us)
+
+    def _evict(self, link: Link, message: Evict, request_id: int) -> Message | None:
+        self._check_writer(link, request_id)
+        return self._write(link, EvictOp(message.service, message.instance_id), request_id, 0)
+
     def _goodbye(self, link: Link, message: Goodbye, request_id: int) -> None:
         """The session ends, after everything that its connection asked for before (Q2)."""
         if link.leaving:
             raise RemoteProtocolError("Goodbye was said already")
         link.leaving = True
+        self.drains.left(link, self.now_us)
         link.goodbye = request_id
         if not link.writes:
             self._leave(link, request_id)
@@ -335,11 +411,14 @@ class Dispatch:
     def _session(self, link: Link, request_id: int) -> Session:
         if link.session is None:
             raise Invalid("this connection has no session: give a session id in Hello to register instances")
+        self._check_writer(link, request_id)
+        return link.session
+
+    def _check_writer(self, link: Link, request_id: int) -> None:
         if request_id <= 0:
             raise Invalid("a write needs a request id greater than 0")
         if link.leaving:
             raise Invalid("this connection said Goodbye: nothing can be registered or changed over it any more")
-        return link.session
 
     def _held(self, service: ServiceKey, instance_id: str) -> EntryParts:
         entry = self._shard.entries(service).get(instance_id)
@@ -347,7 +426,7 @@ class Dispatch:
             raise Gone(f"instance {instance_id} of {service} is not registered")
         return unpack_entry(entry)
 
-    def _write(self, link: Link, op: Op, request_id: int, timeout_ms: int, *, grows: bool = False) -> Message | None:
+    def _write(self, link: Link, op: Op, request_id: int, timeout_ms: int, *, grows: bool = False, answer_by_us: int = 0) -> Message | None:
         known = self._shard.answer_known(op)
         if known is not None:
             return known
@@ -357,11 +436,17 @@ class Dispatch:
             raise Overloaded(f"{self.writes_pending} writes wait for the disk already; try again", _RETRY_SECONDS)
         self.writes_pending += 1
         link.writes += 1
-        self.writes.append(Write(op, link, request_id, self.now_us + timeout_ms * 1000 if timeout_ms else 0))
+        self.writes.append(Write(op, link, request_id, self.now_us + timeout_ms * 1000 if timeout_ms else 0, answer_by_us))
         return None
 
     def propose_expiries(self, silent: Sequence[Silent]) -> None:
-        """Ask the log to remove what silent sessions hold; not while too many such removals wait for the disk already."""
+        """Suspect the sessions that are still as silent as they were when they were named. Ask the log to remove what the final ones hold;
+        not while too many such removals wait for the disk already."""
+        for session, ttl_ms, stamp_us, _ in silent:
+            if session.stamp_us == stamp_us:
+                self._suspects.note_silent(session, ttl_ms)
+            elif session.suspect_ms:
+                self._suspects.note_heard(session)
         if self.expiries_pending < EXPIRIES_PENDING_MAX:
             ops = self._sessions.expiries(silent, EXPIRIES_PER_STEP)
             self.expiries_pending += len(ops)
@@ -376,26 +461,34 @@ class Dispatch:
         for write, outcome in results:
             if outcome.changed is not None:
                 changed[outcome.changed] = None
-            if outcome.replaced is not None:
-                session = self._sessions.get(outcome.replaced.session_id)
+                self._suspects.note_changed(outcome.changed, write.op.instance_id)
+                self.history.note_outcome(write.op, outcome, write.link, self._shard, self._sessions)
+            loss = outcome.loss
+            if loss is not None and loss.reason != EXPIRED:
+                session = self._sessions.get(loss.session_id)
                 loser = None if session is None else session.connection
                 if isinstance(loser, Link):
-                    _, service, instance_id, lease_id = outcome.replaced
-                    loser.out.append(encode(Lost(service, instance_id, lease_id, "superseded")))
+                    loser.out.append(encode(Lost(loss.service, loss.instance_id, loss.lease_id, loss.reason)))
                     links[loser] = None
             if write.link is not None:
-                self._answer(write.link, write.request_id, outcome.answer)
+                if type(write.op) is DrainOp and isinstance(outcome.answer, Done):
+                    self._answer(write.link, write.request_id, None)
+                    self.drains.open(write.op.service, outcome.answer.lsn, write.link, write.request_id, write.answer_by_us, self.now_us)
+                    changed[write.op.service] = None  # also when it is draining already: everybody is asked
+                else:
+                    self._answer(write.link, write.request_id, outcome.answer)
                 links[write.link] = None
         expired = sum(type(write.op) is ExpireOp for write, _ in results)
         self.expiries_pending -= expired
         self.writes_pending -= len(results) - expired
         return links, changed
 
-    def _answer(self, link: Link, request_id: int, answer: Message) -> None:
+    def _answer(self, link: Link, request_id: int, answer: Message | None) -> None:
+        """One write of a link has come to its end; None: the answer comes later, from elsewhere."""
         link.writes -= 1
         if link.leaving and link.goodbye is None and isinstance(answer, Refused) and answer.code == Gone.reason:
             answer = Done(LSN_ZERO)  # this was the last removal of a Goodbye, and what should be gone is gone
-        if link.closing is None or link.leaving:
+        if answer is not None and (link.closing is None or link.leaving):
             link.out.append(encode(answer, request_id))
         if link.goodbye is not None and not link.writes:
             self._leave(link, link.goodbye)

@@ -8,9 +8,9 @@ nothing):
 The head says which session registered it and with which request, so that a repeated request is recognised after a
 restart; it never leaves the node. The rest is exactly what readers get.
 
-An *operation* is what a client or the failure detector wants to happen to one instance. Its record in the log holds the operation
-itself, not its outcome: the outcome follows from the operation and the committed state (`core.shard`), the same way
-today, at recovery and on a replica.
+An *operation* is what a client, an operator or the failure detector wants to happen to one instance. Its record in the log holds
+the operation itself, not its outcome: the outcome follows from the operation and the committed state (`core.shard`), the
+same way today, at recovery and on a replica.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ REGISTER: Final = 1
 UPDATE: Final = 2
 DEREGISTER: Final = 3
 EXPIRE: Final = 4
+DRAIN: Final = 5
+EVICT: Final = 6
 
 
 class EntryParts(NamedTuple):
@@ -61,6 +63,11 @@ def unpack_entry(entry: bytes) -> EntryParts:
     session_id, request_id = _HEAD.unpack_from(entry)
     (lease_term, lease_seq, term, seq, registered_at_ms), client = msgpack.unpackb(entry[HEAD_BYTES:])
     return EntryParts(session_id, request_id, Lsn(lease_term, lease_seq), Lsn(term, seq), registered_at_ms, client)
+
+
+def session_of(entry: bytes) -> bytes:
+    """The id of the session that registered it."""
+    return entry[: len(SESSION_NONE)]
 
 
 def public_form(entry: bytes) -> bytes:
@@ -128,8 +135,38 @@ class ExpireOp(NamedTuple):
         return packed
 
 
-Op = RegisterOp | UpdateOp | DeregisterOp | ExpireOp
-OP_TYPES: Final[dict[type[Op], int]] = {RegisterOp: REGISTER, UpdateOp: UPDATE, DeregisterOp: DEREGISTER, ExpireOp: EXPIRE}
+class DrainOp(NamedTuple):
+    """Set an instance to draining, if the lease is still the same; under lease zero, whoever holds it."""
+
+    service: ServiceKey
+    instance_id: str
+    lease_id: Lsn
+
+    def pack(self) -> bytes:
+        packed: bytes = msgpack.packb([*self.service, self.instance_id, *self.lease_id])
+        return packed
+
+
+class EvictOp(NamedTuple):
+    """Remove an instance whoever holds it, and bar its session from registering that id again."""
+
+    service: ServiceKey
+    instance_id: str
+
+    def pack(self) -> bytes:
+        packed: bytes = msgpack.packb([*self.service, self.instance_id])
+        return packed
+
+
+Op = RegisterOp | UpdateOp | DeregisterOp | ExpireOp | DrainOp | EvictOp
+OP_TYPES: Final[dict[type[Op], int]] = {
+    RegisterOp: REGISTER,
+    UpdateOp: UPDATE,
+    DeregisterOp: DEREGISTER,
+    ExpireOp: EXPIRE,
+    DrainOp: DRAIN,
+    EvictOp: EVICT,
+}
 
 
 def unpack_op(type_number: int, payload: bytes) -> Op:
@@ -146,4 +183,8 @@ def unpack_op(type_number: int, payload: bytes) -> Op:
         return DeregisterOp(service, identity, values[3], values[4], Lsn(values[5], values[6]))
     if type_number == EXPIRE:
         return ExpireOp(service, identity, Lsn(values[3], values[4]))
+    if type_number == DRAIN:
+        return DrainOp(service, identity, Lsn(values[3], values[4]))
+    if type_number == EVICT:
+        return EvictOp(service, identity)
     raise ValueError(f"unknown operation type {type_number}: this log was written by a newer version")

@@ -24,6 +24,7 @@ class Link:
     """One client connection."""
 
     __slots__ = (
+        "astray",
         "closing",
         "goodbye",
         "greeted",
@@ -31,6 +32,7 @@ class Link:
         "late",
         "leaving",
         "local_host",
+        "named",
         "opened_us",
         "out",
         "partial_since_us",
@@ -58,7 +60,9 @@ class Link:
         self.stalled_since_us: int | None = None  # the socket took nothing since then
         self.subscriptions: dict[ServiceKey, Lsn] = {}
         self.late: dict[ServiceKey, None] = {}  # changed, and not yet told
+        self.astray: dict[ServiceKey, None] = {}  # late, and hints were left out: only a whole view sets it right
         self.pushed_us = -(1 << 62)
+        self.named: dict[tuple[ServiceKey, str], None] = {}  # leases that the pages of a resync under way have named
         self.writes = 0  # operations asked for by this link and not yet answered
         self.leaving = False  # said Goodbye
         self.goodbye: int | None = None  # the request id of a Goodbye that waits for the writes before it

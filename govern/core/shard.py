@@ -10,8 +10,10 @@ D2  `seq` is dense per slot: 1, 2, 3, …; a slot's term never decreases.
 D3  Every change of a service is in the slot's ring of recent operations, or below the ring's floor.
 D4  An operation under a lease that is not the entry's lease never changes the entry (so nothing late removes something newer).
 D5  A repeated operation (same session, request id not newer than the entry's) changes nothing and is answered as the first time.
+D6  A session whose instance was evicted does not get that id again, also after a restart: who is barred is a part of the slot's state.
 
-The ring is one first-in-first-out history over all slots: a bounded number of operations, the oldest forgotten first.
+The ring is one first-in-first-out history over all slots: a bounded number of operations, the oldest forgotten first. A slot remembers
+a bounded number of barred sessions, likewise.
 """
 
 from __future__ import annotations
@@ -23,10 +25,23 @@ from typing import Any, Final, NamedTuple
 import msgpack
 from sortedcontainers import SortedDict
 
-from ..errors import Gone, Invalid, Overloaded, Rejected, Superseded
+from ..errors import Evicted, Gone, Invalid, Overloaded, Rejected, Superseded
 from ..messages import Done, Message, Refused, Registered, delta_frame, view_bodies
 from ..model import CLIENT_PART_FIELDS, LSN_ZERO, Lsn, ServiceKey, pack_client_part
-from .entries import DeregisterOp, EntryParts, ExpireOp, Op, RegisterOp, UpdateOp, pack_entry, public_form, unpack_entry
+from .blocks import BARRED_MAX, Barred, Block, pack_state, unpack_state
+from .entries import (
+    DeregisterOp,
+    DrainOp,
+    EntryParts,
+    EvictOp,
+    ExpireOp,
+    Op,
+    RegisterOp,
+    UpdateOp,
+    pack_entry,
+    public_form,
+    unpack_entry,
+)
 from .limits import Limits
 from .sessions import Lease, Sessions
 from .slots import slot_of
@@ -34,13 +49,10 @@ from .slots import slot_of
 FIELD_NUMBERS: Final = {"weight": 4, "zone": 5, "version": 6, "metadata": 7, "status": 8}
 """The fields an update may change, by their place in the client part."""
 
-
-class Block(NamedTuple):
-    """One slot as a snapshot keeps it: everything up to and including `lsn`."""
-
-    slot: int
-    lsn: Lsn
-    state: bytes
+FIELD_NAMES: Final = {number: name for name, number in FIELD_NUMBERS.items()}
+STATUS_FIELD: Final = FIELD_NUMBERS["status"]
+STATUS_DRAINING: Final = 1
+EXPIRED: Final = "expired"
 
 
 Past = tuple[int, str, str, bytes | None]
@@ -48,13 +60,15 @@ Past = tuple[int, str, str, bytes | None]
 it. A plain tuple of atoms, because the garbage collector stops walking those."""
 
 
-class Replaced(NamedTuple):
-    """A session lost an instance id to another session."""
+class Loss(NamedTuple):
+    """A session lost an instance other than by its own wish, and why: `superseded`, `evicted` or `expired`."""
 
     session_id: bytes
     service: ServiceKey
     instance_id: str
     lease_id: Lsn
+    ttl_ms: int
+    reason: str
 
 
 class Outcome(NamedTuple):
@@ -62,7 +76,7 @@ class Outcome(NamedTuple):
 
     answer: Message
     changed: ServiceKey | None = None
-    replaced: Replaced | None = None
+    loss: Loss | None = None
 
 
 class Service:
@@ -81,7 +95,7 @@ class Service:
 class Slot:
     """One slot that has been used: its place in its log, its recent operations."""
 
-    __slots__ = ("appended", "floor", "number", "ring", "seq", "term", "terms")
+    __slots__ = ("appended", "barred", "floor", "number", "ring", "seq", "term", "terms")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -90,6 +104,7 @@ class Slot:
         self.appended = 0  # numbered, perhaps not committed
         self.floor = 0  # the ring holds every change after this seq
         self.ring: deque[Past] = deque()
+        self.barred: dict[Barred, None] = {}  # oldest first (D6)
         self.terms: list[Lsn] = []  # the first known lsn of each term: one item per start of the node that this log remembers
 
     @property
@@ -108,6 +123,13 @@ class Slot:
                 break
         return term == lsn.term
 
+    def bar(self, service_text: str, instance_id: str, session_id: bytes) -> None:
+        """This session does not get that id again."""
+        self.barred.pop((service_text, instance_id, session_id), None)
+        self.barred[service_text, instance_id, session_id] = None
+        if len(self.barred) > BARRED_MAX:
+            del self.barred[next(iter(self.barred))]
+
 
 def _refused(error: Rejected) -> Refused:
     return Refused(error.reason, str(error), round((error.retry_after or 0) * 1000))
@@ -117,6 +139,14 @@ def _superseded(op: RegisterOp) -> Refused:
     return _refused(Superseded(f"instance {op.instance_id} of {op.service} was registered by another client since"))
 
 
+def _evicted(op: RegisterOp) -> Refused:
+    return _refused(Evicted(f"instance {op.instance_id} of {op.service} was evicted: this client may not register that id again"))
+
+
+def _gone(op: Op) -> Refused:
+    return _refused(Gone(f"instance {op.instance_id} of {op.service} is not registered"))
+
+
 class Shard:
     """All slots of a node: their committed state, and what it takes to change and to read it."""
 
@@ -124,6 +154,7 @@ class Shard:
         self.loaded = False
         self.instance_count = 0
         self.applied_count = 0
+        self._barring = False  # whether any slot bars anybody: nearly always not, and then a registration pays nothing for the question
         self._sessions = sessions
         self._limits = limits
         self._slots: dict[int, Slot] = {}
@@ -149,6 +180,8 @@ class Shard:
         service = self._services.get(op.service)
         entry = None if service is None else service.entries.get(op.instance_id)
         if isinstance(op, RegisterOp):
+            if self.is_barred(op.service, op.instance_id, op.session_id):
+                return _evicted(op)
             if entry is None:
                 return self._refuse_growth(op, service)
             session = self._sessions.get(op.session_id)
@@ -158,8 +191,15 @@ class Shard:
         if isinstance(op, ExpireOp):
             return None
         if entry is None:
-            return _refused(Gone(f"instance {op.instance_id} of {op.service} is not registered"))
-        return self._judge_change(op, unpack_entry(entry))
+            return _gone(op)
+        return None if isinstance(op, EvictOp) else self._judge_change(op, unpack_entry(entry))
+
+    def is_barred(self, service: ServiceKey, instance_id: str, session_id: bytes) -> bool:
+        """Whether that session was evicted from that id (D6)."""
+        if not self._barring:
+            return False
+        slot = self._slots.get(slot_of(service))
+        return slot is not None and (str(service), instance_id, session_id) in slot.barred
 
     def _refuse_growth(self, op: RegisterOp, service: Service | None) -> Refused | None:
         limits = self._limits
@@ -183,8 +223,12 @@ class Shard:
             return _superseded(op)
         return None
 
-    def _judge_change(self, op: UpdateOp | DeregisterOp, held: EntryParts) -> Message | None:
-        """The answer to an update or removal that must not change `held`, or None."""
+    def _judge_change(self, op: UpdateOp | DeregisterOp | DrainOp, held: EntryParts) -> Message | None:
+        """The answer to an update, a drain or a removal that must not change `held`, or None."""
+        if isinstance(op, DrainOp):
+            if op.lease_id not in (LSN_ZERO, held.lease_id):
+                return _refused(Gone(f"instance {op.instance_id} of {op.service} is not held under that lease any more"))  # D4
+            return None
         if held.session_id != op.session_id or held.lease_id != op.lease_id:
             return _refused(Gone(f"instance {op.instance_id} of {op.service} is not held under that lease any more"))  # D4
         if isinstance(op, UpdateOp) and op.request_id <= held.request_id:
@@ -210,15 +254,17 @@ class Shard:
         if type(op) is RegisterOp:
             return self._apply_register(slot, lsn, op, service, entry)
         if entry is None:
-            return Outcome(_refused(Gone(f"instance {op.instance_id} of {op.service} is not registered")))
+            return Outcome(_gone(op))
         held = unpack_entry(entry)
-        if type(op) is UpdateOp:
-            return self._apply_update(slot, lsn, op, service, held)
-        assert type(op) is DeregisterOp or type(op) is ExpireOp
+        if type(op) is UpdateOp or type(op) is DrainOp:
+            return self._apply_change(slot, lsn, op, service, held)
+        assert type(op) is DeregisterOp or type(op) is ExpireOp or type(op) is EvictOp
         return self._apply_removal(slot, lsn, op, service, held)
 
     def _apply_register(self, slot: Slot, lsn: Lsn, op: RegisterOp, service: Service | None, entry: bytes | None) -> Outcome:
-        lease_id, registered_at_ms, replaced = lsn, op.registered_at_ms, None
+        if slot.barred and (str(op.service), op.instance_id, op.session_id) in slot.barred:
+            return Outcome(_evicted(op))
+        lease_id, registered_at_ms, loss = lsn, op.registered_at_ms, None
         if entry is not None:
             held = unpack_entry(entry)
             answer = self._judge_register(op, held)
@@ -227,7 +273,7 @@ class Shard:
             if held.session_id == op.session_id and op.prior == held.lease_id:
                 lease_id, registered_at_ms = held.lease_id, held.registered_at_ms
             elif held.session_id != op.session_id:
-                replaced = Replaced(held.session_id, op.service, op.instance_id, held.lease_id)
+                loss = Loss(held.session_id, op.service, op.instance_id, held.lease_id, held.ttl_ms, Superseded.reason)
                 loser = self._sessions.get(held.session_id)
                 if loser is not None:
                     loser.note_replaced(op.service, op.instance_id, held.request_id)
@@ -240,27 +286,41 @@ class Shard:
         self._put(slot, service, op.instance_id, lsn, new)
         if op.ephemeral:
             self._sessions.grant(op.session_id, service.key, op.instance_id, Lease(lease_id, op.ttl_ms))
-        return Outcome(Registered(lease_id, lsn), service.key, replaced)
+        return Outcome(Registered(lease_id, lsn), service.key, loss)
 
-    def _apply_update(self, slot: Slot, lsn: Lsn, op: UpdateOp, service: Service, held: EntryParts) -> Outcome:
+    def _apply_change(self, slot: Slot, lsn: Lsn, op: UpdateOp | DrainOp, service: Service, held: EntryParts) -> Outcome:
         answer = self._judge_change(op, held)
         if answer is not None:
             return Outcome(answer)
         client = list(held.client)
-        for number, value in op.changes.items():
-            client[number] = value
+        if isinstance(op, DrainOp):
+            if client[STATUS_FIELD] == STATUS_DRAINING:
+                return Outcome(Done(held.lsn))
+            client[STATUS_FIELD] = STATUS_DRAINING
+            session_id, request_id = held.session_id, held.request_id  # whoever drains it: its own last request stays recognised (D5)
+        else:
+            for number, value in op.changes.items():
+                client[number] = value
+            session_id, request_id = op.session_id, op.request_id
         packed = msgpack.packb(client)
-        new = pack_entry(op.session_id, op.request_id, held.lease_id, lsn, held.registered_at_ms, packed)
+        new = pack_entry(session_id, request_id, held.lease_id, lsn, held.registered_at_ms, packed)
         self._put(slot, service, op.instance_id, lsn, new)
         return Outcome(Done(lsn), service.key)
 
-    def _apply_removal(self, slot: Slot, lsn: Lsn, op: DeregisterOp | ExpireOp, service: Service, held: EntryParts) -> Outcome:
+    def _apply_removal(self, slot: Slot, lsn: Lsn, op: DeregisterOp | ExpireOp | EvictOp, service: Service, held: EntryParts) -> Outcome:
+        loss = None
         if isinstance(op, DeregisterOp):
             answer = self._judge_change(op, held)
             if answer is not None:
                 return Outcome(answer)
+        elif isinstance(op, EvictOp):
+            loss = Loss(held.session_id, op.service, op.instance_id, held.lease_id, held.ttl_ms, Evicted.reason)
+            slot.bar(service.text, op.instance_id, held.session_id)
+            self._barring = True
         elif held.lease_id != op.lease_id:
             return Outcome(_refused(Gone("the lease changed before its expiry was carried out")))  # D4
+        else:
+            loss = Loss(held.session_id, op.service, op.instance_id, held.lease_id, held.ttl_ms, EXPIRED)
         self._sessions.end(held.session_id, op.service, op.instance_id)
         self.instance_count -= 1
         del service.entries[op.instance_id]
@@ -269,7 +329,7 @@ class Shard:
             del self._services[service.key]
             del self._slot_services[slot.number][service.key]
         self._remember(slot, (lsn.seq, service.text, op.instance_id, None))
-        return Outcome(Done(lsn), service.key)
+        return Outcome(Done(lsn), service.key, loss)
 
     def _put(self, slot: Slot, service: Service, instance_id: str, lsn: Lsn, entry: bytes) -> None:
         service.entries[instance_id] = entry
@@ -320,12 +380,12 @@ class Shard:
         service = self._services.get(key)
         return {} if service is None else service.entries
 
-    def delta_since(self, key: ServiceKey, since: Lsn) -> tuple[bytes | None, Lsn] | None:
-        """The `Delta` frame from `since` to now and the lsn it leads to (no frame when nothing changed); None when the ring does not
-        reach back that far or so much changed that the view is the better answer."""
+    def delta_since(self, key: ServiceKey, since: Lsn, ack: bool = False) -> tuple[bytes | None, Lsn] | None:
+        """The `Delta` frame from `since` to now and the lsn it leads to; None when the ring does not reach back that far or so much changed
+        that the view is the better answer. When nothing changed there is no frame, or with `ack` an empty one that asks for `Applied`."""
         lsn = self.service_lsn(key)
         if since == lsn:
-            return None, lsn
+            return delta_frame(key, since, lsn, (), (), True) if ack else None, lsn
         slot = self._slots.get(slot_of(key))
         if slot is None or not slot.remembers(since):
             return None
@@ -340,7 +400,7 @@ class Shard:
                 return None
         changed = [public_form(entry) for entry in latest.values() if entry is not None]
         removed = [instance_id for instance_id, entry in latest.items() if entry is None]
-        return delta_frame(key, since, lsn, changed, removed), lsn
+        return delta_frame(key, since, lsn, changed, removed, ack), lsn
 
     def service_rows(self, namespace: str) -> Iterator[tuple[str, str, int, int]]:
         """`(namespace, name, slot, instances)` of every service of a namespace (all when empty), in order."""
@@ -365,14 +425,17 @@ class Shard:
         slot = self._slots[slot_number]
         services = self._slot_services.get(slot_number, {})
         rows = [[key.namespace, key.name, service.lsn.term, service.lsn.seq, service.entries] for key, service in services.items()]
-        return Block(slot_number, slot.lsn, msgpack.packb(rows))
+        return Block(slot_number, slot.lsn, pack_state(rows, slot.barred))
 
     def load_block(self, block: Block) -> None:
         """Take over one slot from a snapshot; only before any operation of that slot was applied."""
         slot = self._add_slot(block.slot)
         slot.term, slot.seq, slot.appended, slot.floor = *block.lsn, block.lsn.seq, block.lsn.seq
         slot.terms.append(block.lsn)
-        for namespace, name, term, seq, entries in _unpack_rows(block.state):
+        rows, barred = unpack_state(block.state)
+        slot.barred = dict.fromkeys(barred)
+        self._barring = self._barring or bool(barred)
+        for namespace, name, term, seq, entries in rows:
             service = self._add_service(slot, ServiceKey(namespace, name))
             service.lsn, service.entries = Lsn(term, seq), entries
             self.instance_count += len(entries)
@@ -398,17 +461,13 @@ class Shard:
                 assert (held is not None and held.lease_id == parts.lease_id) == parts.ephemeral, (key, instance_id)
         assert total == self.instance_count
         assert sum(len(services) for services in self._slot_services.values()) == len(self._services)
+        assert self._barring or not any(slot.barred for slot in self._slots.values())
         for slot in self._slots.values():
             assert slot.appended >= slot.seq
+            assert len(slot.barred) <= BARRED_MAX
             if slot.ring:
                 assert slot.floor < slot.ring[0][0] <= slot.ring[-1][0] <= slot.seq
         assert sum(len(slot.ring) for slot in self._slots.values()) == len(self._history) <= self._limits.history_ops_max
-
-
-def _unpack_rows(state: bytes) -> list[Any]:
-    size = len(state)
-    rows: list[Any] = msgpack.unpackb(state, max_array_len=size, max_map_len=size, max_bin_len=size, max_str_len=size)
-    return rows
 
 
 def check_changes(changes: dict[str, Any], client_part: list[Any]) -> dict[int, Any]:

@@ -16,6 +16,7 @@ import fcntl
 import os
 import stat
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn, TypeVar
 
@@ -252,6 +253,59 @@ class DirectoryStorage:
 
     async def sync_directory(self) -> None:
         await self.in_thread("syncing the directory", lambda: _sync_all(self._directory))
+
+
+class MachineFiles:
+    """The real door for small files: each is written beside its place and then renamed into it. A symbolic link at the path is replaced."""
+
+    def __init__(self) -> None:
+        self._limiter = trio.CapacityLimiter(THREADS_MAX)
+
+    def __repr__(self) -> str:
+        return "<MachineFiles>"
+
+    async def _in_thread(self, what: str, work: Callable[[], T]) -> T:
+        try:
+            return await trio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)
+        except OSError as error:
+            kind = NoSpace if error.errno in _OUT_OF_SPACE else StorageError
+            raise kind(f"cannot {what}: {error.strerror or error}") from error
+
+    async def read(self, path: str, bytes_max: int) -> bytes | None:
+        def read() -> bytes | None:
+            try:
+                with open(path, "rb") as file:
+                    return file.read(bytes_max + 1)
+            except FileNotFoundError:
+                return None
+
+        data = await self._in_thread(f"read {path}", read)
+        if data is not None and len(data) > bytes_max:
+            raise StorageError(f"cannot read {path}: it is larger than {bytes_max} bytes")
+        return data
+
+    async def replace(self, path: str, make: Callable[[], bytes]) -> None:
+        def replace() -> None:
+            data = make()
+            # Unique among all that write now, so nobody renames half a file of somebody else; and used again after a crash.
+            new = f"{path}.{os.getpid()}-{threading.get_ident()}.new"
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                _write_all(descriptor, 0, data)
+                _sync_data(descriptor)
+            except OSError:
+                os.unlink(new)
+                raise
+            finally:
+                os.close(descriptor)
+            os.rename(new, path)
+            directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                _sync_all(directory)
+            finally:
+                os.close(directory)
+
+        await self._in_thread(f"write {path}", replace)
 
 
 def _make_directories(path: str) -> None:

@@ -404,3 +404,34 @@ class SimStorage:
         end = self._disk.settled + len(self._disk.unsynced)  # what is renamed while the disk works is for the next sync
         await self.operate("sync directory", "")
         self._disk.sync_names(end)
+
+
+class SimFiles:
+    """The simulated twin of `MachineFiles`: the small files of one machine, which outlive its programs."""
+
+    def __init__(self) -> None:
+        self.contents: dict[str, bytes] = {}
+        self.fails = False
+        """While True, every operation raises `StorageError`."""
+        self.writes = 0
+
+    def __repr__(self) -> str:
+        return f"<SimFiles {sorted(self.contents)}>"
+
+    async def read(self, path: str, bytes_max: int) -> bytes | None:
+        await trio.lowlevel.checkpoint()
+        self._check("read", path)
+        data = self.contents.get(path)
+        if data is not None and len(data) > bytes_max:
+            raise StorageError(f"cannot read {path}: it is larger than {bytes_max} bytes")
+        return data
+
+    async def replace(self, path: str, make: Callable[[], bytes]) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check("write", path)
+        self.contents[path] = make()
+        self.writes += 1
+
+    def _check(self, verb: str, path: str) -> None:
+        if self.fails:
+            raise StorageError(f"cannot {verb} {path}: the simulated disk fails")

@@ -57,6 +57,7 @@ def open_sessions(rig: Rig, socket: Socket) -> tuple[ClientSessions, Channel]:
         clock=SimulatedClock(),
         dispatch=rig.dispatch,
         sessions=rig.sessions,
+        suspects=rig.suspects,
         subscriptions=rig.subscriptions,
         gate=rig.gate,
         limits=rig.limits,

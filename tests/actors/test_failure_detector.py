@@ -7,6 +7,7 @@ import pytest
 from govern.actors.failure_detector import READY_HOLD_US, STALL_HOLD_US, FailureDetector
 from govern.actors.mail import LastRead, SessionsMail
 from govern.actors.runtime import Mailbox
+from govern.core.brake import Brake
 from govern.core.limits import Limits
 from govern.core.links import Gate
 from govern.core.lived import TICK_US, LivedClock
@@ -27,20 +28,24 @@ class Rig:
         self.shard = Shard(self.sessions, Limits())
         self.gate = Gate(Limits())
         self.mailbox: Mailbox[SessionsMail] = Mailbox("sessions", capacity=mailbox_capacity)
-        self.detector = FailureDetector(shard=self.shard, sessions=self.sessions, gate=self.gate, sessions_mailbox=self.mailbox)
+        self.brake = Brake()
+        self.detector = FailureDetector(
+            shard=self.shard, sessions=self.sessions, gate=self.gate, brake=self.brake, sessions_mailbox=self.mailbox
+        )
         self.lived = LivedClock(0)
         self.now_us = 0
         for number, session_id in enumerate((ALIVE, DEAD), 1):
             self.sessions.grant(session_id, SERVICE, f"i{number}", Lease(Lsn(1, number), 5_000))
 
     def tick(self, after_us: int = TICK_US) -> list[bytes]:
-        """The sessions named at this tick."""
+        """The sessions named as dead at this tick."""
         alive = self.sessions.get(ALIVE)
         assert alive is not None
         alive.stamp_us = self.sessions.now_us
         self.now_us += after_us
         self.detector._tick(self.lived, self.now_us)
-        return [silent.session.session_id for mail in self.mailbox.get_all(1_000) if isinstance(mail, LastRead) for silent in mail.silent]
+        named = [silent for mail in self.mailbox.get_all(1_000) if isinstance(mail, LastRead) for silent in mail.silent]
+        return [silent.session.session_id for silent in named if silent.final]
 
     def until_named(self) -> int:
         """Lived time from now to the tick at which the dead one is named; the living one never is."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from govern.client.claims import Claim
 from govern.client.core import ClientCore
-from govern.client.registrations import Claim
 from govern.messages import FRAME_BYTES_MAX_TO_CLIENT, Message, build_message, encode
 from govern.model import Instance, ServiceKey
 from govern.net.frames import FrameReader

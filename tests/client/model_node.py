@@ -12,15 +12,22 @@ import attrs
 
 from govern.core.digests import lease_digest
 from govern.messages import (
+    Applied,
     AskStatus,
     Delta,
     Deregister,
     Done,
+    Drain,
+    Drained,
+    Evict,
+    Explain,
+    Explained,
     Goodbye,
     Heartbeat,
     HeartbeatOk,
     Hello,
     HelloOk,
+    Hint,
     Lookup,
     Lost,
     Message,
@@ -29,6 +36,8 @@ from govern.messages import (
     Register,
     Registered,
     Resumed,
+    Resync,
+    ResyncOk,
     ServiceList,
     Services,
     Subscribe,
@@ -77,12 +86,19 @@ class ModelNode:
         self.subscriptions: dict[ServiceKey, Lsn] = {}
         self.out: list[bytes] = []
         self.applied: dict[tuple[int, int], int] = {}  # (cluster, request id) -> how often it changed the state
+        self.barred: dict[tuple[bytes, Key], None] = {}
+        self.suspects: dict[Key, None] = {}
+        self.drains: dict[int, tuple[ServiceKey, Lsn]] = {}  # request id -> what the subscriber has to apply
+        self.named: dict[Key, None] = {}  # on the pages of a resync
+        self.resyncs = 0
 
     # --- the connection -----------------------------------------------------------------------------------------------------
 
     def disconnect(self) -> None:
         self.session_id = None
         self.subscriptions.clear()
+        self.drains.clear()
+        self.named.clear()
         self.out.clear()
 
     def receive(self, raw: list[Any]) -> None:
@@ -104,8 +120,18 @@ class ModelNode:
                 return HelloOk(1, f"cluster{self.cluster}", 1, "0", 1000, resumed)
             case Heartbeat(count, digest):
                 return HeartbeatOk(0 if (count, digest) == self.holds() else 1, self.fresh)
-            case Register() | Update() | Deregister() if self.refusals:
+            case Register() | Update() | Deregister() | Drain() | Evict() if self.refusals:
                 return self.refusals.pop(0)
+            case Resync():
+                return self.resync(message)
+            case Drain():
+                return self.drain(message, request_id)
+            case Evict(service, instance_id):
+                return self.evict((service, instance_id))
+            case Applied(service, lsn):
+                self.acknowledge(service, lsn)
+            case Explain(service, instance_id):
+                return Explained([{"id": instance_id}], [{"kind": "registered", "service": str(service)}])
             case Register():
                 return self.register(message, request_id)
             case Update():
@@ -120,6 +146,7 @@ class ModelNode:
                 else:
                     self.send_view(service, request_id)
                 self.subscriptions[service] = self.lsn_of(service)
+                self.hint_all(service)
             case Unsubscribe(service):
                 self.subscriptions.pop(service, None)
             case Services():
@@ -157,6 +184,8 @@ class ModelNode:
                 return Registered(held.lease_id, held.lsn)
         elif held is not None and LSN_ZERO != message.prior < held.lease_id:
             return Refused("superseded", "somebody else holds it")
+        if (self.session_id, key) in self.barred:
+            return Refused("evicted", "an operator evicted it")
         self.applied[self.cluster, request_id] = self.applied.get((self.cluster, request_id), 0) + 1
         lsn = self.put(key, self.session_id, request_id, message.instance, message.prior)
         return Registered(self.instances[key].lease_id, lsn)
@@ -197,9 +226,88 @@ class ModelNode:
 
     def remove(self, key: Key) -> Lsn:
         del self.instances[key]
+        self.suspects.pop(key, None)
         lsn = self.next_lsn()
         self.changed(key, lsn)
         return lsn
+
+    def resync(self, message: Resync) -> Message:
+        """As the rules say: what differs is named, and with the last page what was not named."""
+        self.resyncs += 1
+        unknown, superseded, evicted, extra = [], [], [], []
+        for namespace, name, instance_id, *lease in message.leases:
+            key = (ServiceKey(namespace, name), instance_id)
+            held = self.instances.get(key)
+            if held is not None and held.session_id == self.session_id:
+                self.named[key] = None
+                if held.lease_id == Lsn(*lease):
+                    continue
+            assert self.session_id is not None
+            if (self.session_id, key) in self.barred:
+                evicted.append([namespace, name, instance_id])
+            elif held is not None and held.session_id != self.session_id and held.lease_id > Lsn(*lease):
+                superseded.append([namespace, name, instance_id])
+            else:
+                unknown.append([namespace, name, instance_id])
+        if not message.more:
+            for (service, instance_id), held in self.instances.items():
+                if held.session_id == self.session_id and held.fields[9] and (service, instance_id) not in self.named:
+                    extra.append([*service, instance_id, *held.lease_id])
+            self.named.clear()
+        return ResyncOk(unknown, superseded, evicted, extra)
+
+    def drain(self, message: Drain, request_id: int) -> Message | None:
+        """Set to draining; answered when the one subscriber there is has applied it."""
+        key = (message.service, message.instance_id)
+        held = self.instances.get(key)
+        if held is None or (message.lease_id != LSN_ZERO and (held.session_id, held.lease_id) != (self.session_id, message.lease_id)):
+            return Refused("gone", "not held")
+        if held.fields[8] != 1:
+            held.fields = [*held.fields[:8], 1, *held.fields[9:]]
+            held.lsn = self.next_lsn()
+            if message.service in self.subscriptions:
+                self.drains[request_id] = (message.service, held.lsn)
+            self.changed(key, held.lsn)
+        elif message.service in self.subscriptions:
+            lsn = self.subscriptions[message.service]
+            self.drains[request_id] = (message.service, lsn)
+            self.send(Delta(message.service, lsn, lsn, [], [], True))
+        if request_id in self.drains:
+            return None
+        return Drained(held.lsn, 0, 0, [])
+
+    def acknowledge(self, service: ServiceKey, lsn: Lsn) -> None:
+        assert lsn <= self.lsn_of(service), "nobody can have applied what never was"
+        for request_id, (of, needed) in list(self.drains.items()):
+            if of == service and lsn >= needed:
+                del self.drains[request_id]
+                self.send(Drained(needed, 1, 0, []), request_id)
+
+    def evict(self, key: Key) -> Message:
+        held = self.instances.get(key)
+        if held is None:
+            return Refused("gone", "no such instance")
+        self.barred[held.session_id, key] = None
+        lsn = self.remove(key)
+        if held.session_id == self.session_id:
+            self.send(Lost(*key, held.lease_id, "evicted"))
+        return Done(lsn)
+
+    # --- suspicion ----------------------------------------------------------------------------------------------------------
+
+    def hint(self, key: Key, *, on: bool) -> None:
+        if on:
+            self.suspects[key] = None
+        else:
+            self.suspects.pop(key, None)
+        if key[0] in self.subscriptions:
+            self.send(Hint(key[0], [key[1]], on))
+
+    def hint_all(self, service: ServiceKey) -> None:
+        """What a new subscriber, or one that got a whole list, is told of present suspects."""
+        ids = [instance_id for of, instance_id in self.suspects if of == service]
+        if ids:
+            self.send(Hint(service, ids, True))
 
     def next_lsn(self) -> Lsn:
         self.seq += 1
@@ -218,7 +326,8 @@ class ModelNode:
         lsn = self.lsn_of(service)
         pages = [publics[start : start + self.page_items] for start in range(0, len(publics), self.page_items)] or [[]]
         for page in pages:
-            self.send(View(service, lsn, self.fresh, page is not pages[-1], page), request_id)
+            ack = any(of == service for of, _ in self.drains.values())
+            self.send(View(service, lsn, self.fresh, page is not pages[-1], page, ack), request_id)
 
     def changed(self, key: Key, lsn: Lsn) -> None:
         service, instance_id = key
@@ -230,10 +339,15 @@ class ModelNode:
         self.subscriptions[service] = lsn
         if self.whole_pushes:
             self.send_view(service, 0)
-        elif key in self.instances:
-            self.send(Delta(service, since, lsn, [self.instances[key].public()], []))
+            self.hint_all(service)
+            return
+        ack = any(of == service for of, _ in self.drains.values())
+        if key in self.instances:
+            self.send(Delta(service, since, lsn, [self.instances[key].public()], [], ack))
+            if key in self.suspects:
+                self.send(Hint(service, [instance_id], True))
         else:
-            self.send(Delta(service, since, lsn, [], [instance_id]))
+            self.send(Delta(service, since, lsn, [], [instance_id], ack))
 
     # --- misfortunes --------------------------------------------------------------------------------------------------------
 
@@ -264,4 +378,6 @@ class ModelNode:
         self.term, self.seq = 1, 0
         self.instances.clear()
         self.lsns.clear()
+        self.suspects.clear()
+        self.barred.clear()
         self.known_sessions.clear()

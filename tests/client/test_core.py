@@ -177,8 +177,8 @@ def test_leases_that_the_node_cannot_hold_any_more_are_registered_again_with_the
     assert claim.shown.lease_id == claim.lease
 
 
-def test_a_mismatch_registers_everything_again() -> None:
-    """`resync` with nothing moving: every ephemeral claim is registered again with `prior`, and what is still held keeps its lease."""
+def test_a_mismatch_registers_what_is_missing_and_nothing_else() -> None:
+    """`resync` with nothing moving: the leases are named, and the one that is unknown is registered again with `prior`."""
     pair = Pair()
     pair.connect()
     one, two = pair.register("one"), pair.register("two")
@@ -187,7 +187,7 @@ def test_a_mismatch_registers_everything_again() -> None:
     pair.node.remove((ORDERS, "one"))
     pair.heartbeat()
     said = pair.settle()
-    assert [message.instance[0] for message in said if isinstance(message, Register)] == ["one", "two"]
+    assert [(message.instance[0], message.prior) for message in said if isinstance(message, Register)] == [("one", leases[0])]
     assert one.lease > leases[0]
     assert two.lease == leases[1]
 
@@ -245,7 +245,8 @@ def test_superseded_is_found_out_on_the_next_connection() -> None:
     pair.settle()
     pair.drop()
     pair.node.put((ORDERS, "one"), b"r" * 16, 1, client_fields(claim.shown))
-    pair.connect()
+    said = pair.connect()
+    assert not [message for message in said if isinstance(message, Register)]
     assert claim.lost == "superseded"
     assert pair.node.instances[ORDERS, "one"].session_id == b"r" * 16
 
@@ -304,15 +305,25 @@ def test_a_busy_node_is_asked_again_after_its_pause() -> None:
     pair.node.refusals = [Refused("overloaded", "busy", 400), Refused("unknown", "who knows", 100)]
     claim = pair.register()
     pair.settle()
-    assert pair.core.deadline == 0.4
-    pair.now = 0.4
+    spread = pair.core.outbox.spread
+    assert 1 <= spread < 1.5
+    assert pair.core.deadline == 0.4 * spread
+    pair.now = pair.core.deadline
     pair.core.tick(pair.now)
     pair.settle()
     pair.now = pair.core.deadline
     pair.core.tick(pair.now)
     pair.settle()
-    assert pair.now == pytest.approx(0.5)
+    assert pair.now == pytest.approx(0.5 * spread)
     assert claim.acknowledged
+
+
+def test_clients_that_were_refused_together_come_back_apart() -> None:
+    """The pause that a node names is stretched by each session's own share, so a crowd does not come back as a crowd."""
+    spreads = {ClientCore(bytes([first]) * 16).outbox.spread for first in range(256)}
+    assert len(spreads) == 256
+    assert min(spreads) == 1.0
+    assert max(spreads) < 1.5
 
 
 def test_a_full_disk_does_not_end_a_registration_that_was_acknowledged() -> None:
@@ -326,7 +337,7 @@ def test_a_full_disk_does_not_end_a_registration_that_was_acknowledged() -> None
     pair.node.refusals = [Refused("disk_full", "no space", 1000)]
     pair.connect()
     assert not claim.over
-    pair.now = pair.core.deadline
+    pair.now += 1.5
     pair.core.tick(pair.now)
     pair.settle()
     assert claim.held

@@ -14,9 +14,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from govern.client.claims import Claim
 from govern.client.core import ClientCore, Phase
 from govern.client.outbox import Request
-from govern.client.registrations import Claim
 from govern.client.views import Cursor
 from govern.errors import Invalid, Unreachable
 from govern.messages import FRAME_BYTES_MAX_TO_CLIENT, Refused, Register, build_message
@@ -71,6 +71,7 @@ class Storm(RuleBasedStateMachine):
         self.watchers: list[Watcher] = []
         self.requests: list[Request] = []
         self.clusters = {"": 0}
+        self.operated: dict[tuple[ServiceKey, str], None] = {}  # drained by somebody who does not own them
 
     # --- the pipe -----------------------------------------------------------------------------------------------------------
 
@@ -249,6 +250,47 @@ class Storm(RuleBasedStateMachine):
             self.node.lsns[service] = self.node.subscriptions[service]
             self.node.history[self.node.cluster, service, self.node.lsns[service]] = self.node.state(service)
 
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), seconds=st.sampled_from([0.5, 5.0]))
+    def drain(self, data: st.DataObject, seconds: float) -> None:
+        claim = data.draw(st.sampled_from(self.claims))
+        if claim.acknowledged:
+            self.requests.append(self.core.commands.drain(claim.service, claim.instance_id, self.now + seconds, claim))
+            if self.core.connected:
+                self.core.commands.pump(self.now)
+            self.collect()
+
+    @rule(service=services, instance_id=ids, evict=st.booleans())
+    def operate(self, service: ServiceKey, instance_id: str, evict: bool) -> None:
+        commands = self.core.commands
+        request = commands.evict(service, instance_id) if evict else commands.drain(service, instance_id, self.now + 5)
+        self.requests.append(request)
+        if not evict:
+            self.operated[service, instance_id] = None
+        if self.core.connected:
+            commands.pump(self.now)
+        self.collect()
+
+    @rule(service=services, instance_id=ids)
+    def evict_from_elsewhere(self, service: ServiceKey, instance_id: str) -> None:
+        self.node.evict((service, instance_id))
+        self.collect_node()
+
+    @rule(service=services, instance_id=ids, on=st.booleans())
+    def hint(self, service: ServiceKey, instance_id: str, on: bool) -> None:
+        if (service, instance_id) in self.node.instances:
+            self.node.hint((service, instance_id), on=on)
+            self.collect_node()
+
+    @rule(service=services, instance_id=ids)
+    def a_stray_appears(self, service: ServiceKey, instance_id: str) -> None:
+        """The node holds something for this session that it knows nothing of, as after an answer that was given up."""
+        key = (service, instance_id)
+        claimed = any(claim.key == key and not claim.over for claim in self.claims)
+        if OURS in self.node.known_sessions and key not in self.node.instances and not claimed:
+            self.node.put(key, OURS, 0, client_fields(Instance(id=instance_id, host="stray", port=1)))
+            self.collect_node()
+
     @rule(whole=st.booleans())
     def push_otherwise(self, whole: bool) -> None:
         self.node.whole_pushes = whole
@@ -269,7 +311,8 @@ class Storm(RuleBasedStateMachine):
             assert (cluster, view.lsn) >= watcher.lsn, "a view never goes back"
             watcher.lsn = (cluster, view.lsn)
             state = self.node.history[cluster, view.service, view.lsn]
-            shown = {instance.id: [[*instance.lease_id, *instance.lsn, 0], client_fields(instance)] for instance in view.instances.values()}
+            stored = view.without_suspicion()
+            shown = {instance.id: [[*instance.lease_id, *instance.lsn, 0], client_fields(instance)] for instance in stored}
             assert shown == state
 
     @invariant()
@@ -305,12 +348,20 @@ class Storm(RuleBasedStateMachine):
         assert ours.keys() == wanted.keys() | self.kept.keys() & ours.keys()
         for key, claim in wanted.items():
             assert claim.wanted is not None
-            assert (claim.held, claim.lease, client_fields(claim.wanted)) == (True, ours[key].lease_id, ours[key].fields)
+            assert (claim.held, claim.lease) == (True, ours[key].lease_id)
+            wanted_fields = client_fields(claim.wanted)
+            if key in self.operated:  # whoever else drains an instance does not tell its owner
+                wanted_fields[8] = ours[key].fields[8]
+            assert wanted_fields == ours[key].fields
         for watcher in self.watchers:
             view = watcher.cursor.view
             assert not view.stale
             assert view.lsn == node.lsn_of(view.service)
             assert view.instances.keys() == node.state(view.service).keys()
+            up = {of for of, held in node.instances.items() if held.fields[8] == 0}
+            assert {(view.service, suspect) for suspect in view.suspects} == {
+                of for of in node.suspects if of[0] == view.service and of in up
+            }
             watcher.consume()
             assert watcher.copy == view.instances
 

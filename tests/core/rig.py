@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from govern.core.dispatch import Dispatch, Identity
+from govern.core.history import History
 from govern.core.limits import Limits
 from govern.core.links import Gate, Link
 from govern.core.sessions import Sessions
 from govern.core.shard import Outcome, Shard
 from govern.core.subscriptions import Subscriptions
+from govern.core.suspects import Suspects
 from govern.messages import (
     FRAME_BYTES_MAX_TO_CLIENT,
     Hello,
@@ -46,14 +48,18 @@ class Rig:
         self.sessions = Sessions()
         self.shard = Shard(self.sessions, self.limits)
         self.shard.loaded = loaded
-        self.subscriptions = Subscriptions(self.shard, self.limits)
+        self.history = History()
+        self.suspects = Suspects(self.shard, self.sessions, self.history)
+        self.subscriptions = Subscriptions(self.shard, self.suspects, self.limits)
         self.gate = Gate(self.limits)
         self.disk_full = False
         self.dispatch = Dispatch(
             identity=Identity(node_id=7, cluster_id="c1", version="0"),
             shard=self.shard,
             sessions=self.sessions,
+            suspects=self.suspects,
             subscriptions=self.subscriptions,
+            history=self.history,
             gate=self.gate,
             limits=self.limits,
             status=lambda: {"node_id": 7},
@@ -122,7 +128,9 @@ class Rig:
     def validate(self) -> None:
         self.shard.validate()
         self.sessions.validate()
+        self.suspects.validate()
         self.subscriptions.validate()
+        self.dispatch.drains.validate()
         assert self.dispatch.writes_pending >= sum(write.link is not None for write in self.dispatch.writes)
 
 

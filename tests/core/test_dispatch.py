@@ -39,7 +39,7 @@ from govern.messages import (
 )
 from govern.model import LSN_ZERO, Instance, Lsn, ServiceKey, client_fields
 
-from .rig import ORDERS, A, B, Rig, code_of, register
+from .rig import ORDERS, A, B, Rig, code_of, messages_of, register
 
 # --- Hello ------------------------------------------------------------------------------------------------------------------
 
@@ -476,6 +476,35 @@ def test_while_loading_heartbeats_and_status_are_answered_and_the_rest_waits() -
     assert [number for _, number in rig.said(link)] == ids
     (view,) = rig.say(link, Lookup(ORDERS))
     assert isinstance(view, View)
+
+
+def test_parked_lists_are_not_put_out_faster_than_the_socket_takes_them() -> None:
+    """A client asks for a long list a hundred times while the node loads, and takes nothing: a few answers are put out in each step, and
+    when its socket is full the rest is refused, so its backlog stays near the bound; what it asked to change is carried out (Q1)."""
+    rig = Rig(Limits(unsent_bytes_max=20_000), loaded=False)
+    link, quick = rig.link(A), rig.link(B)
+    writer = Rig()
+    for number in range(50):
+        writer.register(writer.link(B, attempt=number + 2), f"i{number}", ephemeral=False)
+    for number in writer.shard.slot_numbers():
+        rig.shard.load_block(writer.shard.block(number))
+    for _ in range(100):
+        rig.give(link, Lookup(ORDERS))
+    rig.give(link, register("mine"))
+    rig.give(quick, Lookup(ORDERS))
+    rig.shard.loaded = True
+    backlog = 0
+    while rig.dispatch.parked:
+        rig.dispatch.release_parked(1000)
+        link.unsent += b"".join(link.out)
+        link.out.clear()
+        backlog = max(backlog, len(link.unsent))
+    assert 20_000 < backlog < 50_000
+    kinds = [type(answer).__name__ for answer, _ in messages_of(link.unsent)]
+    assert kinds == ["View"] * kinds.count("View") + ["Refused"] * kinds.count("Refused")
+    assert len(kinds) == 100
+    assert len(rig.dispatch.writes) == 1
+    assert len(rig.said(quick)) == 1
 
 
 def test_parked_requests_are_limited_and_die_with_their_connection() -> None:

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from govern.core import sessions as sessions_module
 from govern.core.digests import lease_digest
 from govern.core.dispatch import Dispatch
-from govern.core.entries import ExpireOp
+from govern.core.entries import DrainOp, ExpireOp
 from govern.core.links import Gate
 from govern.core.sessions import Session, Sessions
 from govern.core.shard import Service, Shard, Slot
@@ -90,7 +90,11 @@ def change_whatever_the_lease(patch: pytest.MonkeyPatch) -> None:
 
 def change_whoever_asks(patch: pytest.MonkeyPatch) -> None:
     judge = Shard._judge_change
-    patch.setattr(Shard, "_judge_change", lambda self, op, held: judge(self, op._replace(session_id=held.session_id), held))
+
+    def mutant(self: Shard, op: Any, held: Any) -> Any:
+        return judge(self, op if isinstance(op, DrainOp) else op._replace(session_id=held.session_id), held)
+
+    patch.setattr(Shard, "_judge_change", mutant)
 
 
 def repeated_registrations_not_recognised(patch: pytest.MonkeyPatch) -> None:
@@ -269,7 +273,7 @@ class Mutant:
 MUTANTS = [
     Mutant(expire_whatever_the_lease, SHARD, 30),
     Mutant(change_whatever_the_lease, SHARD, 30),
-    Mutant(change_whoever_asks, SHARD, 30),
+    Mutant(change_whoever_asks, SHARD, 100),
     Mutant(repeated_registrations_not_recognised, SHARD, 30),
     Mutant(fights_are_not_ended, SHARD, 30),
     Mutant(ring_floor_ignored, SHARD, 30),

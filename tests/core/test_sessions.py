@@ -9,7 +9,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from govern.core.entries import ExpireOp
 from govern.core.lived import STALL_US, STEP_US_MAX, TICK_US, LivedClock
-from govern.core.sessions import RETRY_US, SILENCE_MS_DEFAULT, Lease, Session, Sessions, Silent, silence_us
+from govern.core.sessions import (
+    RETRY_US,
+    SILENCE_MS_DEFAULT,
+    Lease,
+    Session,
+    Sessions,
+    Silent,
+    overdue_us,
+    quiet_us,
+    silence_us,
+)
 from govern.model import Lsn, ServiceKey
 
 SERVICE = ServiceKey("default", "orders")
@@ -25,6 +35,7 @@ class Twin:
     leases: dict[str, int] = attrs.field(factory=dict)  # instance id -> ttl_ms
     connected: bool = True
     named_us: dict[int, int] = attrs.field(factory=dict)  # ttl_ms -> when it was named last in this silence
+    quiet: dict[int, None] = attrs.field(factory=dict)  # the ttls under which it was named as quiet in this silence
 
 
 class SilenceMachine(RuleBasedStateMachine):
@@ -72,7 +83,7 @@ class SilenceMachine(RuleBasedStateMachine):
     def _heard(self, who: bytes) -> None:
         twin = self.twins[who]
         if twin.stamp_us != self.sessions.now_us:
-            twin.stamp_us, twin.named_us = self.sessions.now_us, {}
+            twin.stamp_us, twin.named_us, twin.quiet = self.sessions.now_us, {}, {}
 
     @rule(who=st.sampled_from(IDS), name=st.sampled_from("abc"), ttl_ms=st.sampled_from(TTLS_MS))
     def grant(self, who: bytes, name: str, ttl_ms: int) -> None:
@@ -99,11 +110,42 @@ class SilenceMachine(RuleBasedStateMachine):
     def pass_time(self, ticks: int, step_us: int) -> None:
         for _ in range(ticks):
             self.sessions.now_us += step_us
-            self._compare(self.sessions.due(1_000))
+            silent = self.sessions.due(1_000)
+            self._compare_quiet([each for each in silent if not each.final])
+            self._compare([each for each in silent if each.final])
+            self._compare_dying()
 
     @rule(ticks=st.integers(20, 60))
     def pass_much_time(self, ticks: int) -> None:
         self.pass_time(ticks, TICK_US)
+
+    def _compare_quiet(self, quiet: list[Silent]) -> None:
+        """Everybody is named as quiet at the first tick between 0.8 and 0.9 ttl, once in a silence."""
+        now_us = self.sessions.now_us
+        named = {(each.session.session_id, each.ttl_ms) for each in quiet}
+        assert len(named) == len(quiet)
+        for each in quiet:
+            assert quiet_us(each.ttl_ms) <= now_us - each.stamp_us < silence_us(each.ttl_ms)
+            assert each.stamp_us == each.session.stamp_us
+            assert Sessions.expiries([each], 1000) == [], "the quiet are not dead"
+        for who, twin in self.twins.items():
+            for ttl_ms in sorted(set(twin.leases.values())):
+                if (who, ttl_ms) in named:
+                    assert ttl_ms not in twin.quiet, "named twice"
+                    twin.quiet[ttl_ms] = None
+                elif quiet_us(ttl_ms) <= now_us - twin.stamp_us < silence_us(ttl_ms):
+                    assert ttl_ms in twin.quiet, "not named"
+
+    def _compare_dying(self) -> None:
+        """Who was not heard for 0.6 of a ttl and is to be named as dead within a second."""
+        now_us = self.sessions.now_us
+        expected = {
+            who
+            for who, twin in self.twins.items()
+            for ttl_ms in twin.leases.values()
+            if now_us - twin.stamp_us >= overdue_us(ttl_ms) and twin.stamp_us + silence_us(ttl_ms) <= now_us + 1_000_000
+        }
+        assert {session.session_id for session in self.sessions.dying(1_000_000)} == expected
 
     def _compare(self, silent: list[Silent]) -> None:
         now_us = self.sessions.now_us
@@ -122,7 +164,7 @@ class SilenceMachine(RuleBasedStateMachine):
                     continue
                 last_us = twin.named_us.get(ttl_ms)
                 if (who, ttl_ms) in named:
-                    assert last_us is None or now_us - last_us >= min(RETRY_US, silence_us(ttl_ms)), "named too often"
+                    assert last_us is None or now_us - last_us >= min(RETRY_US, overdue_us(ttl_ms)), "named too often"
                     twin.named_us[ttl_ms] = now_us
                 else:
                     assert last_us is not None, "a silent session was not named at the first tick"

@@ -13,11 +13,23 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from govern.core import shard as shard_module
-from govern.core.entries import OP_TYPES, DeregisterOp, ExpireOp, Op, RegisterOp, UpdateOp, public_form, unpack_entry, unpack_op
+from govern.core.blocks import BARRED_MAX, Block
+from govern.core.entries import (
+    OP_TYPES,
+    DeregisterOp,
+    DrainOp,
+    EvictOp,
+    ExpireOp,
+    Op,
+    RegisterOp,
+    UpdateOp,
+    public_form,
+    unpack_entry,
+    unpack_op,
+)
 from govern.core.limits import Limits
 from govern.core.sessions import Sessions
-from govern.core.shard import Outcome, Replaced, Shard, check_changes
+from govern.core.shard import Loss, Outcome, Shard, check_changes
 from govern.core.slots import slot_of
 from govern.errors import Invalid
 from govern.messages import (
@@ -61,19 +73,22 @@ class Held:
 
 
 State = dict[ServiceKey, dict[str, Held]]
+Barred = dict[tuple[ServiceKey, str, bytes], None]
 
 
 def refused(answer: Message, code: str) -> bool:
     return isinstance(answer, Refused) and answer.code == code
 
 
-def model_apply(state: State, op: Op, lsn: Lsn) -> tuple[Message | str, bool, Replaced | None]:
-    """What an operation must come to: `(answer or code of the refusal, whether the service changed, who lost)`; changes `state`."""
+def model_apply(state: State, barred: Barred, op: Op, lsn: Lsn) -> tuple[Message | str, bool, Loss | None]:
+    """What an operation must come to: `(answer or code of the refusal, whether the service changed, who lost)`; changes the model."""
     instances = state[op.service]
     held = instances.get(op.instance_id)
     if isinstance(op, RegisterOp):
         client = msgpack.unpackb(op.client_part)
-        lease_id, at_ms, replaced = lsn, op.registered_at_ms, None
+        lease_id, at_ms, loss = lsn, op.registered_at_ms, None
+        if (op.service, op.instance_id, op.session_id) in barred:  # D6
+            return "evicted", False, None
         if held is not None and held.session_id == op.session_id:
             if op.request_id <= held.request_id or (op.prior == held.lease_id and held.client == client):
                 return Registered(held.lease_id, held.lsn), False, None
@@ -82,9 +97,11 @@ def model_apply(state: State, op: Op, lsn: Lsn) -> tuple[Message | str, bool, Re
         elif held is not None:
             if op.prior != LSN_ZERO and op.prior < held.lease_id:
                 return "superseded", False, None
-            replaced = Replaced(held.session_id, op.service, op.instance_id, held.lease_id)
+            loss = Loss(held.session_id, op.service, op.instance_id, held.lease_id, held.client[10], "superseded")
         instances[op.instance_id] = Held(op.session_id, op.request_id, lease_id, lsn, at_ms, client)
-        return Registered(lease_id, lsn), True, replaced
+        return Registered(lease_id, lsn), True, loss
+    if isinstance(op, DrainOp | EvictOp):
+        return model_operate(instances, barred, op, held, lsn)
     if held is None or held.lease_id != op.lease_id or (not isinstance(op, ExpireOp) and held.session_id != op.session_id):
         return "gone", False, None
     if isinstance(op, UpdateOp):
@@ -96,7 +113,26 @@ def model_apply(state: State, op: Op, lsn: Lsn) -> tuple[Message | str, bool, Re
         instances[op.instance_id] = attrs.evolve(held, request_id=op.request_id, lsn=lsn, client=client)
         return Done(lsn), True, None
     del instances[op.instance_id]
-    return Done(lsn), True, None
+    if isinstance(op, DeregisterOp):
+        return Done(lsn), True, None
+    return Done(lsn), True, Loss(held.session_id, op.service, op.instance_id, held.lease_id, held.client[10], "expired")
+
+
+def model_operate(
+    instances: dict[str, Held], barred: Barred, op: DrainOp | EvictOp, held: Held | None, lsn: Lsn
+) -> tuple[Message | str, bool, Loss | None]:
+    """The same for what an operator may do with instances of others."""
+    if held is None or (isinstance(op, DrainOp) and op.lease_id not in (LSN_ZERO, held.lease_id)):
+        return "gone", False, None
+    if isinstance(op, DrainOp):
+        if held.client[8] == 1:
+            return Done(held.lsn), False, None
+        client = [*held.client[:8], 1, *held.client[9:]]
+        instances[op.instance_id] = attrs.evolve(held, lsn=lsn, client=client)
+        return Done(lsn), True, None
+    del instances[op.instance_id]
+    barred[op.service, op.instance_id, held.session_id] = None
+    return Done(lsn), True, Loss(held.session_id, op.service, op.instance_id, held.lease_id, held.client[10], "evicted")
 
 
 def model_digest(service: ServiceKey, instance_id: str, lease_id: Lsn) -> int:
@@ -108,7 +144,7 @@ def model_digest(service: ServiceKey, instance_id: str, lease_id: Lsn) -> int:
 # --- the machine ------------------------------------------------------------------------------------------------------------
 
 small = st.integers(0, 2)
-drafts = st.tuples(st.sampled_from("rrrrruuddee"), small, small, small, st.integers(0, 11), st.integers(0, 23))
+drafts = st.tuples(st.sampled_from("rrrrruuddeenv"), small, small, small, st.integers(0, 11), st.integers(0, 23))
 
 
 class ShardMachine(RuleBasedStateMachine):
@@ -124,6 +160,7 @@ class ShardMachine(RuleBasedStateMachine):
         self.shard.loaded = True
         self.term = 1
         self.state: State = {service: {} for service in SERVICES}
+        self.barred: Barred = {}
         self.log: list[tuple[int, int, int, int, bytes]] = []
         self.lsns: dict[int, Lsn] = {}  # by slot
         self.floors: dict[int, int] = {}
@@ -131,7 +168,7 @@ class ShardMachine(RuleBasedStateMachine):
         self.past: dict[tuple[ServiceKey, Lsn], dict[str, list[Any]]] = {}
         self.old_leases: list[Lsn] = []
         self.request_ids = dict.fromkeys(SESSIONS, 0)
-        self.blocks: list[shard_module.Block] = []
+        self.blocks: list[Block] = []
         self.clock_ms = 1_000
         self.lost_ever: dict[tuple[bytes, ServiceKey, str], int] = {}  # the request id of the registration that was replaced
         self.lost_since_start: dict[tuple[bytes, ServiceKey, str], int] = {}
@@ -162,6 +199,10 @@ class ShardMachine(RuleBasedStateMachine):
         lease_id = self._lease(held, lease_no)
         if kind == "e":
             return ExpireOp(service, identity, lease_id)
+        if kind == "n":
+            return DrainOp(service, identity, lease_id if detail % 2 else LSN_ZERO)
+        if kind == "v":
+            return EvictOp(service, identity)
         if kind == "d":
             return DeregisterOp(service, identity, session_id, request_id, lease_id)
         if kind == "u":
@@ -186,9 +227,9 @@ class ShardMachine(RuleBasedStateMachine):
         known = self.shard.answer_known(op)
         slot = slot_of(op.service)
         lsn = Lsn(self.term, self.lsns.get(slot, LSN_ZERO).seq + 1)
-        answer, changed, _ = model_apply(copy.deepcopy(self.state), op, lsn)
+        answer, changed, _ = model_apply(copy.deepcopy(self.state), dict(self.barred), op, lsn)
         key = (op.service, op.instance_id)
-        if isinstance(op, RegisterOp) and self.state[op.service].get(op.instance_id) is not None:
+        if isinstance(op, RegisterOp) and answer != "evicted" and self.state[op.service].get(op.instance_id) is not None:
             must = op.request_id <= self.lost_since_start.get((op.session_id, *key), 0)
             may = op.request_id <= self.lost_ever.get((op.session_id, *key), 0)
             if must or (may and known is not None and refused(known, "superseded")):
@@ -216,8 +257,8 @@ class ShardMachine(RuleBasedStateMachine):
         held = self.state[op.service].get(op.instance_id)
         if held is not None:
             self.old_leases = [*self.old_leases[-5:], held.lease_id]
-        answer, changed, replaced = model_apply(self.state, op, lsn)
-        if replaced is not None and held is not None:
+        answer, changed, loss = model_apply(self.state, self.barred, op, lsn)
+        if isinstance(op, RegisterOp) and loss is not None and held is not None:
             key = (held.session_id, op.service, op.instance_id)
             self.lost_ever[key] = held.request_id
             if self.sessions.get(held.session_id) is not None:
@@ -228,7 +269,7 @@ class ShardMachine(RuleBasedStateMachine):
         else:
             assert outcome.answer == answer, op
         assert outcome.changed == (op.service if changed else None), op
-        assert outcome.replaced == replaced, op
+        assert outcome.loss == loss, op
         if changed:
             self.recent.append((slot, seq))
             if len(self.recent) > self.history_ops_max:
@@ -270,8 +311,9 @@ class ShardMachine(RuleBasedStateMachine):
         """The ring after a recovery holds what was replayed, so far as it fits; the model replays as well."""
         self.recent, self.floors = [], dict(starts)
         state: State = {service: {} for service in SERVICES}
+        barred: Barred = {}
         for slot, term, seq, kind, payload in self.log:
-            _, changed, _ = model_apply(state, unpack_op(kind, payload), Lsn(term, seq))
+            _, changed, _ = model_apply(state, barred, unpack_op(kind, payload), Lsn(term, seq))
             if changed and seq > starts.get(slot, 0):
                 self.recent.append((slot, seq))
                 if len(self.recent) > self.history_ops_max:
@@ -303,6 +345,14 @@ class ShardMachine(RuleBasedStateMachine):
             assert {identity: (parts.session_id, parts.request_id) for identity, parts in heads.items()} == {
                 identity: (held.session_id, held.request_id) for identity, held in self.state[service].items()
             }
+
+    @invariant()
+    def bars_agree(self) -> None:
+        for service in SERVICES:
+            for identity in INSTANCES:
+                for session_id in SESSIONS:
+                    must = (service, identity, session_id) in self.barred
+                    assert self.shard.is_barred(service, identity, session_id) == must, (service, identity)
 
     @invariant()
     def digests_agree(self) -> None:
@@ -357,10 +407,16 @@ def assert_equal_shards(one: Shard, other: Shard) -> None:
     for service in SERVICES:
         assert one.entries(service) == other.entries(service), service
         assert one.service_lsn(service) == other.service_lsn(service), service
-    one_slots = {number: one.block(number).lsn for number in one.slot_numbers() if one.block(number).lsn != LSN_ZERO}
-    other_slots = {number: other.block(number).lsn for number in other.slot_numbers() if other.block(number).lsn != LSN_ZERO}
+    one_slots = {number: slot_place(one, number) for number in one.slot_numbers() if one.block(number).lsn != LSN_ZERO}
+    other_slots = {number: slot_place(other, number) for number in other.slot_numbers() if other.block(number).lsn != LSN_ZERO}
     assert one_slots == other_slots
     one.validate()
+
+
+def slot_place(shard: Shard, number: int) -> tuple[Lsn, list[Any]]:
+    """The lsn of a slot, and who is barred, in order."""
+    block = shard.block(number)
+    return block.lsn, msgpack.unpackb(block.state)[1]
 
 
 @pytest.mark.parametrize("history_ops_max", [1, 3, 1000])
@@ -460,6 +516,62 @@ def test_a_block_of_an_empty_slot_keeps_its_place_in_the_log() -> None:
         recovered.load_block(shard.block(number))
     assert recovered.number(register_op(SERVICES[0], "i1", 3), 2) == (slot_of(SERVICES[0]), 2, 3)
     assert recovered.service_lsn(SERVICES[0]) == Lsn(1, 2)
+
+
+def test_a_slot_remembers_a_bounded_number_of_evictions_also_over_a_restart() -> None:
+    """The oldest is forgotten, an eviction that is repeated counts as new, and a block brings the rest back in the same order."""
+    shard = Shard(Sessions(), Limits())
+
+    def evict(identity: str, request_id: int) -> None:
+        commit(shard, register_op(SERVICES[0], identity, request_id))
+        commit(shard, EvictOp(SERVICES[0], identity))
+
+    for number in range(BARRED_MAX):
+        evict(f"i{number}", number + 1)
+    slot = slot_of(SERVICES[0])
+    shard._slots[slot].barred.pop((str(SERVICES[0]), "i1", SESSIONS[0]))  # so that i1 can be evicted a second time
+    evict("i1", 1_000)
+    evict("i999", 1_001)
+    recovered = Shard(Sessions(), Limits())
+    recovered.load_block(shard.block(slot))
+    for each in (shard, recovered):
+        barred = [identity for _, identity, _ in each._slots[slot].barred]
+        assert barred == [*[f"i{number}" for number in range(2, BARRED_MAX)], "i1", "i999"]
+        assert not each.is_barred(SERVICES[0], "i0", SESSIONS[0])
+        assert each.is_barred(SERVICES[0], "i1", SESSIONS[0])
+        assert not each.is_barred(SERVICES[0], "i1", SESSIONS[1])
+        assert not each.is_barred(SERVICES[1], "i1", SESSIONS[0]), "a neighbour of the slot"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        [],
+        [[]],
+        [[], [], []],
+        [{}, []],
+        [[["default", "a", 1, 1]], []],
+        [[["default", "a", 1, 1, {}]], []],
+        [[["default", "a", 1, 1, {"i1": b"x"}, 1]], []],
+        [[], [["default/a", "i1"]]],
+        [[], [["default/a", "i1", "text"]]],
+        [[], [["default/a", f"i{number}", b"s"] for number in range(BARRED_MAX + 1)]],
+    ],
+)
+def test_a_block_of_another_shape_is_refused(state: Any) -> None:
+    """A snapshot is read as strictly as it is written: a block of a version with other ideas is not half taken over."""
+    with pytest.raises(ValueError, match="block of a snapshot"):
+        Shard(Sessions(), Limits()).load_block(Block(5, Lsn(1, 1), msgpack.packb(state)))
+
+
+def test_a_drain_by_somebody_else_leaves_the_owner_its_lease_and_its_last_request() -> None:
+    """The lease, the session and the request id stay, so the owner's repetitions are recognised and its lease goes on."""
+    shard = Shard(Sessions(), Limits())
+    commit(shard, register_op(SERVICES[0], "i1", 7))
+    assert commit(shard, DrainOp(SERVICES[0], "i1", LSN_ZERO)).answer == Done(Lsn(1, 2))
+    parts = unpack_entry(shard.entries(SERVICES[0])["i1"])
+    assert (parts.session_id, parts.request_id, parts.lease_id, parts.lsn, parts.client[8]) == (SESSIONS[0], 7, Lsn(1, 1), Lsn(1, 2), 1)
+    assert commit(shard, register_op(SERVICES[0], "i1", 7)).answer == Registered(Lsn(1, 1), Lsn(1, 2))
 
 
 def test_the_head_of_an_entry_never_leaves_the_node() -> None:

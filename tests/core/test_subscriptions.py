@@ -15,7 +15,7 @@ from govern.core.entries import public_form
 from govern.core.limits import Limits
 from govern.core.links import Link
 from govern.core.subscriptions import SLICE_LINKS
-from govern.messages import Delta, Deregister, Lookup, Resumed, Subscribe, Unsubscribe, Update, View
+from govern.messages import Delta, Deregister, Hint, Lookup, Resumed, Subscribe, Unsubscribe, Update, View
 from govern.model import LSN_ZERO, Lsn, ServiceKey
 
 from .rig import A, B, Rig, messages_of, register
@@ -32,6 +32,7 @@ class Reader:
     link: Link
     views: dict[ServiceKey, tuple[Lsn, dict[str, bytes]]] = attrs.field(factory=dict)
     wanted: dict[ServiceKey, None] = attrs.field(factory=dict)
+    suspects: dict[ServiceKey, dict[str, None]] = attrs.field(factory=dict)
     wire: list[bytes] = attrs.field(factory=list)  # sent, not yet read
     blocked: bool = False
 
@@ -47,18 +48,28 @@ class Reader:
     def read(self, committed: dict[tuple[ServiceKey, Lsn], dict[str, bytes]]) -> None:
         data, self.wire = b"".join(self.wire), []
         for message, _ in messages_of(data):
-            if isinstance(message, View):
+            assert isinstance(message, View | Delta | Hint | Resumed), message
+            overlay = self.suspects.setdefault(message.service, {})
+            if isinstance(message, Hint):
+                for identity in message.instance_ids:
+                    overlay.pop(identity, None)
+                    if message.on and identity in self.views[message.service][1]:
+                        overlay[identity] = None
+            elif isinstance(message, View):
                 assert not message.more
+                overlay.clear()
                 self._take(message.service, message.lsn, {public[1][0]: public for public in message.instances}, committed)
             elif isinstance(message, Delta):
                 since, view = self.views[message.service]
                 assert message.since == since, "a gap"
                 assert message.lsn > since, "not new"
+                for identity in [*message.removed, *[public[1][0] for public in message.changed]]:
+                    overlay.pop(identity, None)
                 view = {identity: public for identity, public in view.items() if identity not in message.removed}
                 view.update({public[1][0]: public for public in message.changed})
                 self._take(message.service, message.lsn, view, committed)
             else:
-                assert isinstance(message, Resumed), message
+                overlay.clear()
                 assert self.views[message.service][0] == message.lsn
 
     def _take(self, service: ServiceKey, lsn: Lsn, view: dict[str, Any], committed: dict[tuple[ServiceKey, Lsn], dict[str, bytes]]) -> None:
@@ -103,7 +114,7 @@ class PushMachine(RuleBasedStateMachine):
             elif kind == 2 and lease is not None:
                 self.rig.give(link, Update(service, identity, lease.lease_id, {"zone": f"z{self.rig.request_id}"}))
             else:
-                self.rig.give(link, register(identity, service))
+                self.rig.give(link, register(identity, service, ttl=5.0 if instance_no else 1.0))
         changed: dict[ServiceKey, None] = {}
         dispatch, shard = self.rig.dispatch, self.rig.shard
         for write in dispatch.writes:
@@ -141,6 +152,21 @@ class PushMachine(RuleBasedStateMachine):
         self.rig.give(reader.link, Unsubscribe(service))
         reader.wanted.pop(service, None)
 
+    @rule(writer_no=st.integers(0, 1), ttl_ms=st.sampled_from([1_000, 5_000, None]))
+    def doubt(self, writer_no: int, ttl_ms: int | None) -> None:
+        """A writer is silent for a while, or is heard again."""
+        session = self.writers[writer_no].session
+        assert session is not None
+        if ttl_ms is None:
+            self.rig.suspects.note_heard(session)
+        else:
+            self.rig.suspects.note_silent(session, ttl_ms)
+
+    @rule()
+    def hint(self) -> None:
+        for ready in self.rig.subscriptions.publish_hints():
+            self._send(ready)
+
     @rule(who=st.integers(0, READERS - 1))
     def block(self, who: int) -> None:
         """The socket takes nothing; something is waiting for it already."""
@@ -174,6 +200,7 @@ class PushMachine(RuleBasedStateMachine):
     @invariant()
     def sound(self) -> None:
         self.rig.subscriptions.validate()
+        self.rig.suspects.validate()
         for reader in self.readers:
             reader.read(self.committed)
             assert reader.link.out == []
@@ -187,6 +214,7 @@ class PushMachine(RuleBasedStateMachine):
         """When everybody reads again, everybody is at the committed state."""
         for who in range(READERS):
             self.unblock(who)
+        self.hint()
         self.pass_time(INTERVAL_US)
         assert self.rig.subscriptions.late == {}
         for reader in self.readers:
@@ -194,6 +222,7 @@ class PushMachine(RuleBasedStateMachine):
             for service in reader.wanted:
                 now = self.committed[service, self.rig.shard.service_lsn(service)]
                 assert reader.views[service][1] == now, "not at the newest state"
+                assert sorted(reader.suspects[service]) == sorted(self.rig.suspects.of(service)), "not the suspects of now"
 
 
 def unpack_all(data: bytes) -> list[Any]:
@@ -205,7 +234,7 @@ def unpack_all(data: bytes) -> list[Any]:
 @pytest.mark.parametrize("history_ops_max", [2, 8, 1000])
 def test_readers_end_at_the_committed_state(history_ops_max: int) -> None:
     """Whatever is committed, blocked, broken, resumed and left: what a reader has is a committed state at every moment, never an older one
-    than before, each delta starts where the reader is, and in the end it has the newest state."""
+    than before, each delta starts where the reader is, and in the end it has the newest state and knows exactly the suspects (P5)."""
     machine = type("Machine", (PushMachine,), {"history_ops_max": history_ops_max})
     run = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True, database=None)
     run_state_machine_as_test(machine, settings=run)
