@@ -18,9 +18,11 @@ from typing import Final, NoReturn
 import attrs
 
 from .._version import VERSION
+from ..client.draining import DRAIN_SECONDS
 from ..config import key_default, key_doc, key_flag, key_is_flag, key_names
 from ..model import Instance
 from .effective import STANDALONE_DEFAULTS, show_config
+from .operators import drain, evict, explain
 from .output import print_error
 from .process import EXIT_DONE, EXIT_USAGE
 from .reads import lookup, services, status, watch
@@ -42,7 +44,10 @@ verbs:
   lookup      show the instances of a service
   watch       show the instances of a service, then every change
   services    show all services
-  status      show the state of a node
+  explain     tell why an instance is there or is not
+  drain       take an instance out of traffic
+  evict       remove an instance
+  status      show the state of a node; a health check
   config      show the configuration of a node, and where each value came from
 
 flags:
@@ -210,7 +215,9 @@ def _shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _client_parser(verb: str, usage: str, description: str, epilog: str = "") -> Parser:
+def _client_parser(
+    verb: str, usage: str, description: str, epilog: str = "", *, seconds: float = TIMEOUT_SECONDS_DEFAULT, waits_for: str = "the registry"
+) -> Parser:
     parser = Parser(verb, usage, description, epilog)
     parser.add_argument(
         "--connect",
@@ -221,8 +228,8 @@ def _client_parser(verb: str, usage: str, description: str, epilog: str = "") ->
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
-        default=TIMEOUT_SECONDS_DEFAULT,
-        help="How long to wait for the registry; inf waits for ever. Default 5.",
+        default=seconds,
+        help=f"How long to wait for {waits_for}; inf waits for ever. Default {seconds:g}.",
     )
     return parser
 
@@ -320,6 +327,54 @@ def status_parser() -> Parser:
     return parser
 
 
+def drain_parser() -> Parser:
+    """The parser of `drain`."""
+    parser = _client_parser(
+        "drain",
+        "drain SERVICE ID [FLAGS]",
+        "Take an instance out of traffic: set it to draining, and wait until every subscriber of the service has applied that. Exit code 1 "
+        "when somebody has not in time; who, is printed. The instance stays draining.",
+        seconds=DRAIN_SECONDS,
+        waits_for="the registry, and then for the subscribers",
+    )
+    _add_instance(parser)
+    _add_namespace(parser)
+    _add_json(parser, "a JSON object")
+    return parser
+
+
+def evict_parser() -> Parser:
+    """The parser of `evict`."""
+    parser = _client_parser(
+        "evict",
+        "evict SERVICE ID [FLAGS]",
+        "Remove an instance whoever holds it, at once. Its program is told, and its session cannot register this id again; the program can "
+        "when it is started anew. Drain the instance first if it is to end its work.",
+    )
+    _add_instance(parser)
+    _add_namespace(parser)
+    return parser
+
+
+def explain_parser() -> Parser:
+    """The parser of `explain`."""
+    parser = _client_parser(
+        "explain",
+        "explain SERVICE [ID] [FLAGS]",
+        "Tell why each instance of a service, or one, is in the view or is not, and what happened to it. The node remembers the last 10000 "
+        "events since it started. Exit code 1 when nothing is known.",
+    )
+    _add_instance(parser, "?")
+    _add_namespace(parser)
+    _add_json(parser, "a JSON object with instances and events")
+    return parser
+
+
+def _add_instance(parser: Parser, count: str | None = None) -> None:
+    parser.add_argument("name", metavar="SERVICE", help="The service.")
+    parser.add_argument("id", metavar="ID", nargs=count, help="The id of the instance, as lookup shows it.")
+
+
 # --- finding the verb -----------------------------------------------------------------------------------------------------------
 
 
@@ -381,4 +436,7 @@ _VERBS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "services": lambda arguments: services(services_parser().parse(arguments)),
     "status": lambda arguments: status(status_parser().parse(arguments)),
     "config": _config,
+    "drain": lambda arguments: drain(drain_parser().parse(arguments)),
+    "evict": lambda arguments: evict(evict_parser().parse(arguments)),
+    "explain": lambda arguments: explain(explain_parser().parse(arguments)),
 }

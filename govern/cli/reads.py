@@ -35,13 +35,14 @@ CHECK_SECONDS: Final = 0.25
 
 
 @asynccontextmanager
-async def _registry(found: argparse.Namespace) -> AsyncIterator[Registry]:
+async def open_registry(found: argparse.Namespace) -> AsyncIterator[Registry]:
+    """The registry that the command names, in the namespace that it names."""
     namespace = getattr(found, "namespace", None) or "default"
     async with connect(found.connect, namespace=namespace, timeout=found.timeout) as registry:
         yield registry
 
 
-async def _in_time(found: argparse.Namespace, read: Callable[[], Awaitable[Any]]) -> Any:
+async def in_time(found: argparse.Namespace, read: Callable[[], Awaitable[Any]]) -> Any:
     """What a read returns; raises `NotInTime` when it takes longer than the command's timeout."""
     with trio.move_on_after(found.timeout):
         return await read()
@@ -55,8 +56,8 @@ def lookup(found: argparse.Namespace) -> int:
     """Print the instances of a service; exit code 1 when there is none."""
 
     async def verb() -> int:
-        async with _registry(found) as registry:
-            instances: tuple[Instance, ...] = await _in_time(found, lambda: registry.lookup(found.name))
+        async with open_registry(found) as registry:
+            instances: tuple[Instance, ...] = await in_time(found, lambda: registry.lookup(found.name))
         if found.json:
             print_json([instance.to_json() for instance in instances])
         elif instances:
@@ -81,8 +82,8 @@ def watch(found: argparse.Namespace) -> int:
     show = _show_json if found.json else _show
 
     async def verb() -> int:
-        async with _registry(found) as registry, AsyncExitStack() as stack:
-            view: LiveView = await _in_time(found, lambda: stack.enter_async_context(registry.subscribe(found.name)))
+        async with open_registry(found) as registry, AsyncExitStack() as stack:
+            view: LiveView = await in_time(found, lambda: stack.enter_async_context(registry.subscribe(found.name)))
             show(Change(service=view.service, lsn=view.lsn, added=view.instances, full=True), view.stale)
             await _follow(view, show)
         return EXIT_DONE
@@ -138,8 +139,8 @@ def services(found: argparse.Namespace) -> int:
     """Print the services that have instances."""
 
     async def verb() -> int:
-        async with _registry(found) as registry:
-            rows = [info.to_json() for info in await _in_time(found, lambda: registry.services(found.namespace or ""))]
+        async with open_registry(found) as registry:
+            rows = [info.to_json() for info in await in_time(found, lambda: registry.services(found.namespace or ""))]
         if found.json:
             print_json(rows)
         elif rows:
@@ -155,8 +156,8 @@ def status(found: argparse.Namespace) -> int:
     """Print the state of a node; exit code 1 when it is not ready or not well, so that it serves as a health check."""
 
     async def verb() -> int:
-        async with _registry(found) as registry:
-            state: Mapping[str, Any] = await _in_time(found, registry.status)
+        async with open_registry(found) as registry:
+            state: Mapping[str, Any] = await in_time(found, registry.status)
         if found.json:
             print_json(state)
         else:
