@@ -13,11 +13,11 @@ import sys
 import trio
 
 from govern.actors.node import open_node
-from govern.config import build_config
+from govern.config import build_config, from_flags
 
 
 async def _serve(keys: dict[str, str]) -> None:
-    config = build_config(("arguments", keys))
+    config = build_config(*from_flags(keys))
     async with open_node(config) as node:
         host, port = node.address
         print(json.dumps({"host": host, "port": port}), flush=True)

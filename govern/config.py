@@ -1,14 +1,19 @@
 """Configuration: every key, once.
 
 A key has one name everywhere: in the TOML file, as `--flag-with-dashes`, as `GOVERN_UPPER_CASE` variable and as keyword of `open_node`.
-Later sources win: defaults, file, environment, flags or keywords. Everything is checked here, and an error is one line that names the
-key, where it came from and what to do.
+Everything is checked here, and an error is one line that names the key, where it came from and what to do.
+
+K1  Later sources win: defaults, file, environment, flags or keywords.
+K2  Each value has an origin, the name of the source that won: `default`, the file's path, the variable, the flag. It stands beside the
+    `Config` and not in it: two nodes with the same values have equal configurations.
+K3  Only flags and variables, which cannot be anything but text, are converted. In a file and as a keyword a number is a number.
 """
 
 from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,13 +28,24 @@ from .model import split_address
 ENVIRONMENT_PREFIX: Final = "GOVERN_"
 CLIENT_VARIABLES: Final = ("GOVERN_CONNECT", "GOVERN_CONFIG")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("text", "json")
 MIB: Final = 1024 * 1024
 LISTEN_STANDALONE: Final = "127.0.0.1:7400"
 DATA_DIR_STANDALONE: Final = "./govern-data"
 
+_TRUE: Final = ("true", "yes", "1")
+_FALSE: Final = ("false", "no", "0")
+_whole_number_matches: Final = re.compile(r"\s*-?[0-9]{1,100}\s*").fullmatch
 
-def _key(default: Any, *, doc: str, low: float | None = None, high: float | None = None) -> Any:
-    return attrs.field(default=default, metadata={"doc": doc, "low": low, "high": high})
+
+ORIGIN_DEFAULT: Final = "default"
+
+Source = tuple[str, Mapping[str, object]]
+"""Where values come from, for people, and the values."""
+
+
+def _key(default: Any, *, doc: str, low: float | None = None, high: float | None = None, choices: Sequence[str] = ()) -> Any:
+    return attrs.field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
 
 
 @attrs.frozen(kw_only=True)
@@ -49,7 +65,21 @@ class Config:
         False,
         doc="Allow clients from other machines without encryption and without authentication: anybody who reaches the port can register.",
     )
-    log_level: str = _key("info", doc=f"How much is written to stderr: {', '.join(LOG_LEVELS)}.")
+    log_level: str = _key("info", choices=LOG_LEVELS, doc=f"How much is logged: {', '.join(LOG_LEVELS)}.")
+    log_format: str = _key(
+        "text", choices=LOG_FORMATS, doc="text, or json: one object per line with time, level, logger, message and, if any, exception."
+    )
+    log_file: str = _key(
+        "", doc="A file for the log, beside stderr. Empty: none. An application that embeds a node sets up its logging itself instead."
+    )
+    log_error_file: str = _key("", doc="Another file, for warnings and errors alone. Empty: none.")
+    log_file_bytes_max: int = _key(
+        16 * MIB,
+        low=4096,
+        high=64 * 1024 * MIB,
+        doc="A log file that would grow beyond this is renamed to .1, an older one to .2 and so on.",
+    )
+    log_files_max: int = _key(5, low=2, high=1000, doc="Files kept of each log, with the one being written.")
     brake: bool = _key(
         True,
         doc="When most clients fall silent together, hold their removal for up to ten seconds and then let it happen slowly.",
@@ -97,49 +127,79 @@ def key_doc(name: str) -> str:
     return str(_FIELDS[name].metadata["doc"])
 
 
+def key_default(name: str) -> object:
+    """The value of a key that nobody sets."""
+    return _FIELDS[name].default
+
+
+def key_flag(name: str) -> str:
+    """A key as a flag of the command line."""
+    return "--" + name.replace("_", "-")
+
+
 def key_is_flag(name: str) -> bool:
     """Whether a key is true or false."""
     return _FIELDS[name].default is False or _FIELDS[name].default is True
 
 
-def build_config(*sources: tuple[str, Mapping[str, object]]) -> Config:
-    """A checked `Config` from `(where, values)` sources, later ones winning; raises `ConfigError`."""
+def build_config(*sources: Source) -> Config:
+    """A checked `Config`, later sources winning (K1); raises `ConfigError`."""
+    return resolve_config(*sources)[0]
+
+
+def resolve_config(*sources: Source) -> tuple[Config, dict[str, str]]:
+    """A checked `Config`, and the origin of the value of each key (K2); raises `ConfigError`."""
     values: dict[str, Any] = {}
+    origins = dict.fromkeys(_FIELDS, ORIGIN_DEFAULT)
     for where, source in sources:
         for name, value in source.items():
             if name not in _FIELDS:
                 raise ConfigError(f"{where}: unknown key {name!r}{suggestion(name, key_names())}")
             values[name] = _checked(where, name, value)
+            origins[name] = where
     config = Config(**values)
+    _check_together(config, origins)
+    return config, origins
+
+
+def _check_together(config: Config, origins: Mapping[str, str]) -> None:
+    """Check what can be known only when all keys are."""
     try:
         host, _ = config.address
     except Invalid as error:
-        raise ConfigError(f"listen: {error}") from None
+        raise ConfigError(f"{origins['listen']}: listen: {error}") from None
     if not config.insecure and not _is_loopback(host):
         raise ConfigError(
             f"listen = {config.listen!r} is reachable from other machines, and there is neither TLS nor authentication yet:"
             " use 127.0.0.1, or set insecure = true (--insecure) if everybody who can reach it may register"
         )
-    return config
+    if config.log_file and Path(config.log_file) == Path(config.log_error_file):
+        raise ConfigError(f"{origins['log_error_file']}: log_error_file = {config.log_error_file!r} is log_file already: give another file")
 
 
 def _checked(where: str, name: str, value: object) -> object:
-    """One value as the type of its key; text from flags and variables is converted."""
+    """The value, if it is of the type and within the limits of its key."""
     field = _FIELDS[name]
     kind = type(field.default)
-    if isinstance(value, str) and kind is bool and value.lower() in ("true", "false", "1", "0", "yes", "no"):
-        value = value.lower() in ("true", "1", "yes")
-    elif isinstance(value, str) and kind is int and value.strip().lstrip("-").isdecimal():
-        value = int(value)
     if type(value) is not kind:
         wanted = {bool: "true or false", int: "a whole number", str: "text"}[kind]
         raise ConfigError(f"{where}: {name} = {value!r} is not usable: give {wanted}")
-    low, high = field.metadata["low"], field.metadata["high"]
+    low, high, choices = field.metadata["low"], field.metadata["high"], field.metadata["choices"]
     if low is not None and not low <= value <= high:
         raise ConfigError(f"{where}: {name} = {value} is out of range: give a number from {low} to {high}")
-    if name == "log_level" and value not in LOG_LEVELS:
-        raise ConfigError(f"{where}: log_level = {value!r} is not usable: give one of {', '.join(LOG_LEVELS)}")
+    if choices and value not in choices:
+        raise ConfigError(f"{where}: {name} = {value!r} is not usable: give one of {', '.join(choices)}")
     return value
+
+
+def _converted(name: str, text: str) -> object:
+    """The text as the type of its key; as it is when that is not possible, and then it is refused with the other wrong values."""
+    kind = type(_FIELDS[name].default) if name in _FIELDS else str
+    if kind is bool and text.lower() in _TRUE + _FALSE:
+        return text.lower() in _TRUE
+    if kind is int and _whole_number_matches(text):
+        return int(text)
+    return text
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
@@ -157,8 +217,11 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def read_toml(path: str) -> tuple[str, dict[str, object]]:
-    """A TOML file as a source for `build_config`; raises `ConfigError`."""
+# --- sources ------------------------------------------------------------------------------------------------------------------
+
+
+def read_toml(path: str) -> Source:
+    """A TOML file as a source; raises `ConfigError`."""
     try:
         return path, tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -167,16 +230,21 @@ def read_toml(path: str) -> tuple[str, dict[str, object]]:
         raise ConfigError(f"{path} is not a TOML file: {error}") from None
 
 
-def from_variables(variables: Mapping[str, str]) -> tuple[tuple[str, dict[str, object]], list[str]]:
-    """`GOVERN_*` variables as a source, and a warning for each that means nothing (container platforms inject such names)."""
-    values: dict[str, object] = {}
+def from_variables(variables: Mapping[str, str]) -> tuple[list[Source], list[str]]:
+    """Each `GOVERN_*` variable as a source, and a warning for each that means nothing (container platforms inject such names)."""
+    sources: list[Source] = []
     warnings: list[str] = []
     for variable in sorted(variables):
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable in CLIENT_VARIABLES:
             continue
         name = variable[len(ENVIRONMENT_PREFIX) :].lower()
         if name in _FIELDS:
-            values[name] = variables[variable]
+            sources.append((variable, {name: _converted(name, variables[variable])}))
         else:
             warnings.append(f"the variable {variable} is not a configuration key and is ignored")
-    return ("environment", values), warnings
+    return sources, warnings
+
+
+def from_flags(flags: Mapping[str, str]) -> list[Source]:
+    """The text of each flag, under the name of its key, as a source."""
+    return [(key_flag(name), {name: _converted(name, text)}) for name, text in flags.items()]

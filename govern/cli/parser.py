@@ -18,8 +18,11 @@ from typing import Final, NoReturn
 import attrs
 
 from .._version import VERSION
-from ..config import Config, key_doc, key_is_flag, key_names
+from ..client.draining import DRAIN_SECONDS
+from ..config import key_default, key_doc, key_flag, key_is_flag, key_names
 from ..model import Instance
+from .effective import STANDALONE_DEFAULTS, show_config
+from .operators import drain, evict, explain
 from .output import print_error
 from .process import EXIT_DONE, EXIT_USAGE
 from .reads import lookup, services, status, watch
@@ -41,7 +44,11 @@ verbs:
   lookup      show the instances of a service
   watch       show the instances of a service, then every change
   services    show all services
-  status      show the state of a node
+  explain     tell why an instance is there or is not
+  drain       take an instance out of traffic
+  evict       remove an instance
+  status      show the state of a node; a health check
+  config      show the configuration of a node, and where each value came from
 
 flags:
   -h, --help  show this text, or after a verb what that verb can do
@@ -110,6 +117,20 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _some_seconds(text: str) -> float:
+    value = _seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give more than 0 seconds")
+    return value
+
+
+def _port(text: str) -> int:
+    value = _whole_number(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"port {value} is not usable: give one from 1 to 65535")
+    return value
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -137,10 +158,13 @@ _METAVARS: Final = {
     "listen": "HOST:PORT",
     "data_dir": "DIRECTORY",
     "log_level": "LEVEL",
+    "log_format": "FORMAT",
+    "log_file": "FILE",
+    "log_error_file": "FILE",
+    "log_file_bytes_max": "BYTES",
     "segment_bytes": "BYTES",
     "snapshot_bytes": "BYTES",
 }
-_OWN_DEFAULT: Final = ("listen", "data_dir")  # their text names the default of a standalone node
 
 
 def serve_parser() -> Parser:
@@ -152,31 +176,48 @@ def serve_parser() -> Parser:
         'Every flag but --config and --salvage is also a key of the file and a variable: --data-dir is data_dir = "..." and '
         "GOVERN_DATA_DIR. Flags win over variables, variables over the file.",
     )
-    parser.add_argument("--config", metavar="FILE", help="A TOML file with configuration keys (also GOVERN_CONFIG).")
+    _add_keys(parser)
     parser.add_argument(
         "--salvage",
         action="store_true",
         help="Repair a damaged data directory before serving: what cannot be read is set aside, never deleted, and what is lost is named.",
     )
-    defaults = {field.name: field.default for field in attrs.fields(Config)}
+    return parser
+
+
+def config_parser() -> Parser:
+    """The parser of `config`: it takes what `serve` takes."""
+    parser = Parser(
+        "config",
+        "config [--config FILE] [FLAGS]",
+        "Show the configuration that serve would run with, given the same file, variables and flags: each key with its meaning, its value, "
+        "and where the value came from. The output is itself a configuration file.",
+    )
+    _add_json(parser, "a JSON array")
+    _add_keys(parser)
+    return parser
+
+
+def _add_keys(parser: Parser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="A TOML file with configuration keys (also GOVERN_CONFIG).")
     for name in key_names():
-        flag = "--" + name.replace("_", "-")
         text = key_doc(name).replace("%", "%%")
-        if name not in _OWN_DEFAULT:
-            text += f" Default {_shown(defaults[name])}."
+        if name not in STANDALONE_DEFAULTS and key_default(name) != "":  # their text names the default
+            text += f" Default {_shown(key_default(name))}."
         if key_is_flag(name):
-            parser.add_argument(flag, dest=name, nargs="?", const="true", metavar="true|false", help=text)
+            parser.add_argument(key_flag(name), dest=name, nargs="?", const="true", metavar="true|false", help=text)
         else:
             metavar = _METAVARS.get(name, "N")
-            parser.add_argument(flag, dest=name, metavar=metavar, help=text)
-    return parser
+            parser.add_argument(key_flag(name), dest=name, metavar=metavar, help=text)
 
 
 def _shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _client_parser(verb: str, usage: str, description: str, epilog: str = "") -> Parser:
+def _client_parser(
+    verb: str, usage: str, description: str, epilog: str = "", *, seconds: float = TIMEOUT_SECONDS_DEFAULT, waits_for: str = "the registry"
+) -> Parser:
     parser = Parser(verb, usage, description, epilog)
     parser.add_argument(
         "--connect",
@@ -187,8 +228,8 @@ def _client_parser(verb: str, usage: str, description: str, epilog: str = "") ->
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
-        default=TIMEOUT_SECONDS_DEFAULT,
-        help="How long to wait for the registry; inf waits for ever. Default 5.",
+        default=seconds,
+        help=f"How long to wait for {waits_for}; inf waits for ever. Default {seconds:g}.",
     )
     return parser
 
@@ -213,7 +254,7 @@ def register_parser() -> Parser:
         "The program goes on when the registry cannot be reached; the registration comes back with the registry.",
     )
     parser.add_argument("name", metavar="NAME", help="The service.")
-    parser.add_argument("--port", type=_whole_number, required=True, metavar="PORT", help="The port of this instance.")
+    parser.add_argument("--port", type=_port, required=True, metavar="PORT", help="The port of this instance.")
     parser.add_argument("--host", metavar="HOST", help="Its host. Default: this machine's address as the registry sees it.")
     parser.add_argument("--id", metavar="ID", help="Its id, unique in the service. Default HOST:PORT.")
     parser.add_argument("--protocol", metavar="TEXT", default=standard["protocol"], help="How to speak to it. Default tcp.")
@@ -232,6 +273,13 @@ def register_parser() -> Parser:
         "--persistent",
         action="store_true",
         help="Stay registered until somebody deregisters it, also after this program has ended. Without a command: register and exit.",
+    )
+    parser.add_argument(
+        "--wait-port",
+        metavar="SECONDS",
+        type=_some_seconds,
+        help="Start the command first, and register it when its port accepts a connection. When it does not within this time, or the "
+        "registry refuses it then, the command is ended and so is this program, with exit code 1.",
     )
     _add_namespace(parser)
     return parser
@@ -269,9 +317,62 @@ def services_parser() -> Parser:
 
 def status_parser() -> Parser:
     """The parser of `status`."""
-    parser = _client_parser("status", "status [FLAGS]", "Show the state of the node that answers.")
+    parser = _client_parser(
+        "status",
+        "status [FLAGS]",
+        "Show the state of the node that answers. As a health check: exit code 0 when the node is ready and well, 1 when it is loading or "
+        "degraded (the line degraded says why), 3 when nobody answers.",
+    )
     _add_json(parser, "a JSON object")
     return parser
+
+
+def drain_parser() -> Parser:
+    """The parser of `drain`."""
+    parser = _client_parser(
+        "drain",
+        "drain SERVICE ID [FLAGS]",
+        "Take an instance out of traffic: set it to draining, and wait until every subscriber of the service has applied that. Exit code 1 "
+        "when somebody has not in time; who, is printed. The instance stays draining.",
+        seconds=DRAIN_SECONDS,
+        waits_for="the registry, and then for the subscribers",
+    )
+    _add_instance(parser)
+    _add_namespace(parser)
+    _add_json(parser, "a JSON object")
+    return parser
+
+
+def evict_parser() -> Parser:
+    """The parser of `evict`."""
+    parser = _client_parser(
+        "evict",
+        "evict SERVICE ID [FLAGS]",
+        "Remove an instance whoever holds it, at once. Its program is told, and its session cannot register this id again; the program can "
+        "when it is started anew. Drain the instance first if it is to end its work.",
+    )
+    _add_instance(parser)
+    _add_namespace(parser)
+    return parser
+
+
+def explain_parser() -> Parser:
+    """The parser of `explain`."""
+    parser = _client_parser(
+        "explain",
+        "explain SERVICE [ID] [FLAGS]",
+        "Tell why each instance of a service, or one, is in the view or is not, and what happened to it. The node remembers the last 10000 "
+        "events since it started. Exit code 1 when nothing is known.",
+    )
+    _add_instance(parser, "?")
+    _add_namespace(parser)
+    _add_json(parser, "a JSON object with instances and events")
+    return parser
+
+
+def _add_instance(parser: Parser, count: str | None = None) -> None:
+    parser.add_argument("name", metavar="SERVICE", help="The service.")
+    parser.add_argument("id", metavar="ID", nargs=count, help="The id of the instance, as lookup shows it.")
 
 
 # --- finding the verb -----------------------------------------------------------------------------------------------------------
@@ -299,9 +400,18 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _serve(arguments: Sequence[str]) -> int:
-    found = vars(serve_parser().parse(arguments))
-    config, salvage = found.pop("config"), found.pop("salvage")
-    return serve(config, {name: value for name, value in found.items() if value is not None}, salvage=salvage)
+    found = serve_parser().parse(arguments)
+    return serve(found.config, _key_flags(found), salvage=found.salvage)
+
+
+def _config(arguments: Sequence[str]) -> int:
+    found = config_parser().parse(arguments)
+    return show_config(found.config, _key_flags(found), as_json=found.json)
+
+
+def _key_flags(found: argparse.Namespace) -> dict[str, str]:
+    """The keys that were given as flags, their values as they were written."""
+    return {name: getattr(found, name) for name in key_names() if getattr(found, name) is not None}
 
 
 def _register(arguments: Sequence[str]) -> int:
@@ -313,6 +423,8 @@ def _register(arguments: Sequence[str]) -> int:
     found = parser.parse(arguments)
     if command is not None and not command:
         parser.error("there is no command after --")
+    if command is None and found.wait_port is not None:
+        parser.error("--wait-port waits for the port of a command: give one after --")
     return register(found, command or ())
 
 
@@ -323,4 +435,8 @@ _VERBS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "watch": lambda arguments: watch(watch_parser().parse(arguments)),
     "services": lambda arguments: services(services_parser().parse(arguments)),
     "status": lambda arguments: status(status_parser().parse(arguments)),
+    "config": _config,
+    "drain": lambda arguments: drain(drain_parser().parse(arguments)),
+    "evict": lambda arguments: evict(evict_parser().parse(arguments)),
+    "explain": lambda arguments: explain(explain_parser().parse(arguments)),
 }

@@ -6,6 +6,7 @@ The JSON shapes are fixed, scripts depend on them: fields may be added, none ren
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
@@ -28,18 +29,20 @@ from .output import (
 )
 from .process import EXIT_DONE, EXIT_REFUSED, NotInTime, run_verb
 
+WIDTH: Final = 80
 CHECK_SECONDS: Final = 0.25
 """So often `watch` looks whether its view became stale and whether its output is still read."""
 
 
 @asynccontextmanager
-async def _registry(found: argparse.Namespace) -> AsyncIterator[Registry]:
+async def open_registry(found: argparse.Namespace) -> AsyncIterator[Registry]:
+    """The registry that the command names, in the namespace that it names."""
     namespace = getattr(found, "namespace", None) or "default"
     async with connect(found.connect, namespace=namespace, timeout=found.timeout) as registry:
         yield registry
 
 
-async def _in_time(found: argparse.Namespace, read: Callable[[], Awaitable[Any]]) -> Any:
+async def in_time(found: argparse.Namespace, read: Callable[[], Awaitable[Any]]) -> Any:
     """What a read returns; raises `NotInTime` when it takes longer than the command's timeout."""
     with trio.move_on_after(found.timeout):
         return await read()
@@ -53,8 +56,8 @@ def lookup(found: argparse.Namespace) -> int:
     """Print the instances of a service; exit code 1 when there is none."""
 
     async def verb() -> int:
-        async with _registry(found) as registry:
-            instances: tuple[Instance, ...] = await _in_time(found, lambda: registry.lookup(found.name))
+        async with open_registry(found) as registry:
+            instances: tuple[Instance, ...] = await in_time(found, lambda: registry.lookup(found.name))
         if found.json:
             print_json([instance.to_json() for instance in instances])
         elif instances:
@@ -79,8 +82,8 @@ def watch(found: argparse.Namespace) -> int:
     show = _show_json if found.json else _show
 
     async def verb() -> int:
-        async with _registry(found) as registry, AsyncExitStack() as stack:
-            view: LiveView = await _in_time(found, lambda: stack.enter_async_context(registry.subscribe(found.name)))
+        async with open_registry(found) as registry, AsyncExitStack() as stack:
+            view: LiveView = await in_time(found, lambda: stack.enter_async_context(registry.subscribe(found.name)))
             show(Change(service=view.service, lsn=view.lsn, added=view.instances, full=True), view.stale)
             await _follow(view, show)
         return EXIT_DONE
@@ -136,8 +139,8 @@ def services(found: argparse.Namespace) -> int:
     """Print the services that have instances."""
 
     async def verb() -> int:
-        async with _registry(found) as registry:
-            rows = [info.to_json() for info in await _in_time(found, lambda: registry.services(found.namespace or ""))]
+        async with open_registry(found) as registry:
+            rows = [info.to_json() for info in await in_time(found, lambda: registry.services(found.namespace or ""))]
         if found.json:
             print_json(rows)
         elif rows:
@@ -150,25 +153,44 @@ def services(found: argparse.Namespace) -> int:
 
 
 def status(found: argparse.Namespace) -> int:
-    """Print the state of a node."""
+    """Print the state of a node; exit code 1 when it is not ready or not well, so that it serves as a health check."""
 
     async def verb() -> int:
-        async with _registry(found) as registry:
-            state: Mapping[str, Any] = await _in_time(found, registry.status)
+        async with open_registry(found) as registry:
+            state: Mapping[str, Any] = await in_time(found, registry.status)
         if found.json:
             print_json(state)
         else:
-            _print_rows([(name, _readable(value)) for name, value in state.items()])
-        return EXIT_DONE
+            for line in _state_lines(state):
+                print_line(line)
+        return EXIT_DONE if state["fresh"] and not state["degraded"] else EXIT_REFUSED
 
     return run_verb(verb)
 
 
-def _readable(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return format_number(value)
+def _state_lines(state: Mapping[str, Any]) -> list[str]:
+    """A row for each field, a name and its value, in lines that a narrow terminal does not break."""
+    rows = [(_label(name), _readable(name, value)) for name, value in state.items()]
+    width = max(len(label) for label, _ in rows)
+    lines: list[str] = []
+    for label, texts in rows:
+        for text in texts:
+            for part in textwrap.wrap(printable(text), WIDTH - width - 2, break_on_hyphens=False, break_long_words=False) or ["-"]:
+                lines.append(f"{label.ljust(width)}  {part}")
+                label = ""
+    return lines
+
+
+def _label(name: str) -> str:
+    return name.removesuffix("_ms").replace("_", " ")
+
+
+def _readable(name: str, value: object) -> list[str]:
+    """A value for people, with its unit; one text for each of several."""
     if isinstance(value, list):
-        return "; ".join(map(str, value)) or "none"
-    return str(value)
+        return [str(each) for each in value] or ["none"]
+    if isinstance(value, bool):
+        return ["yes" if value else "no"]
+    if name.endswith("_ms") and isinstance(value, int | float):
+        return [f"{value:.1f} ms" if value < 1000 else f"{value / 1000:.1f} s"]
+    return [format_number(value) if isinstance(value, float) else str(value)]

@@ -1,12 +1,15 @@
 """`register`: an instance for a program that knows nothing of the registry.
 
 The order is: reach the registry, register, start the command, wait for it, deregister. A command that does not exist is found out
-before anything is registered.
+before anything is registered. With --wait-port the command starts first, and is registered when its port accepts connections.
 
-G1  The command depends on the registry for its start only: once it runs, nothing that happens to the registration ends it.
+G1  The command depends on the registry for its start only: once it runs and is registered, nothing that happens to the registration
+    ends it.
 G2  The exit code is the command's; 128 + n when signal n ended it.
 G3  SIGTERM, SIGINT and SIGHUP are passed on to the command, and govern ends when the command has. A Ctrl-C of the terminal is not
     passed on, because the terminal sends it to both.
+G4  A start that fails leaves no command behind: when its port does not open in time, or the registry refuses it then, it is told to end
+    by SIGTERM, and killed when it does not within 5 seconds.
 """
 
 from __future__ import annotations
@@ -23,11 +26,25 @@ from typing import Any, Final
 import trio
 
 from ..client import Registration, connect
+from ..environment import real_environment
 from ..errors import GovernError
 from .output import print_error
 from .process import EXIT_DONE, EXIT_REFUSED, EXIT_SIGNALLED, NotInTime, exit_code_of, print_failure
 
 PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PAUSE_SECONDS_MIN: Final = 0.05
+PAUSE_SECONDS_MAX: Final = 0.5
+DIAL_SECONDS_MAX: Final = 2.0
+"""So long one try may take: a packet that a firewall drops is answered by nobody."""
+END_SECONDS: Final = 5.0
+
+
+class StartFailed(GovernError):
+    """The command was started and cannot be registered; `code` is what `register` ends with."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def register(found: argparse.Namespace, command: Sequence[str]) -> int:
@@ -45,6 +62,7 @@ class Wrapper:
         self._found = found
         self._command = list(command)
         self._starting = False
+        self._signalled = False
         self._running = trio.Event()
         self._process: trio.Process | None = None
         self._ended = trio.Event()  # the command has ended; without a command: the registration has
@@ -67,6 +85,7 @@ class Wrapper:
                 self._code = EXIT_SIGNALLED + number if self._command else EXIT_DONE
                 scope.cancel()
                 continue
+            self._signalled = True
             await self._running.wait()
             if self._process is not None and not (number == signal.SIGINT and _is_foreground()):
                 self._process.send_signal(number)  # G3
@@ -78,18 +97,64 @@ class Wrapper:
             if is_registered and self._command:
                 await self._run_command()
                 self._ended.set()
+            elif self._process is not None:
+                await self._end_command(self._process)
 
     async def _run_command(self) -> None:
+        """Start the command, unless it waits for its registration already, and wait for its end."""
+        try:
+            process = self._process or await self._start_command()
+        except StartFailed as error:
+            print_error(f"{error}; it is not registered any more")
+            self._code = error.code
+            return
+        self._code = _exit_code(await process.wait())
+
+    async def _start_command(self) -> trio.Process:
         self._starting = True
         try:
             self._process = await trio.lowlevel.open_process(self._command)
         except OSError as error:
-            print_error(f"cannot run {self._command[0]}: {error.strerror or error}; it is not registered any more")
-            self._code = EXIT_REFUSED
-            return
-        self._running.set()
-        code = await self._process.wait()
-        self._code = code if code >= 0 else EXIT_SIGNALLED - code  # G2
+            raise StartFailed(f"cannot run {self._command[0]}: {error.strerror or error}", EXIT_REFUSED) from None
+        finally:
+            self._running.set()
+        return self._process
+
+    async def _end_command(self, process: trio.Process) -> None:
+        """End a command that could not be registered (G4)."""
+        process.terminate()
+        with trio.move_on_after(END_SECONDS):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    # --- the port of the command ------------------------------------------------------------------------------------------------
+
+    async def _start_listening(self, host: str) -> None:
+        """Start the command and wait until its port accepts a connection. Raises `StartFailed` when it does not in time, or ends."""
+        process = await self._start_command()
+        port, command, reason = self._found.port, self._command[0], ""
+
+        async def watch_end() -> None:
+            await process.wait()
+            nursery.cancel_scope.cancel()
+
+        with trio.move_on_after(self._found.wait_port) as in_time:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch_end)
+                pause = PAUSE_SECONDS_MIN
+                while reason := await _try_port(host, port):
+                    await trio.sleep(pause)
+                    pause = min(2 * pause, PAUSE_SECONDS_MAX)
+                nursery.cancel_scope.cancel()
+        if process.returncode is not None:
+            code = _exit_code(process.returncode)
+            text = f"{command} ended with exit code {code} before its port {port} was open; nothing was registered"
+            raise StartFailed(text, code or (EXIT_DONE if self._signalled else EXIT_REFUSED))
+        if in_time.cancelled_caught:
+            text = f"port {port} of {host} did not open within {self._found.wait_port:g} s ({reason or 'no answer'}): {command} is ended"
+            raise StartFailed(text, EXIT_REFUSED)
 
     # --- the registration -----------------------------------------------------------------------------------------------------
 
@@ -102,8 +167,11 @@ class Wrapper:
                 is_registered = True
                 task_status.started(True)
                 await self._hold(registration)
+        except StartFailed as error:
+            print_error(str(error))
+            self._code = error.code
         except GovernError as error:
-            print_failure(error, "; the program goes on" if is_registered and self._command else "")
+            print_failure(error, self._what_becomes_of_it(is_registered))
             if not (is_registered and self._command):
                 self._code = exit_code_of(error)
         except Exception:
@@ -129,9 +197,18 @@ class Wrapper:
             "ttl": found.ttl,
             "ephemeral": not found.persistent,
         }
+        entering = registry.register(found.name, **instance)  # it refuses wrong values before anything is started
+        if found.wait_port is not None:
+            await self._start_listening(found.host or registry.local_host)
         with trio.move_on_after(found.timeout):
-            return await stack.enter_async_context(registry.register(found.name, **instance))
+            return await stack.enter_async_context(entering)
         raise NotInTime(f"the registry did not acknowledge the registration within {found.timeout:g} s")
+
+    def _what_becomes_of_it(self, is_registered: bool) -> str:
+        """What an error of the registration means for the command."""
+        if is_registered:
+            return "; the program goes on" if self._command else ""
+        return "" if self._process is None else f"; {self._command[0]} is ended"
 
     async def _hold(self, registration: Registration) -> None:
         instance = registration.instance
@@ -154,6 +231,24 @@ class Wrapper:
             print_error(what)
             self._code = EXIT_REFUSED
             self._ended.set()
+
+
+async def _try_port(host: str, port: int) -> str:
+    """Empty when the port accepts a connection, else why not."""
+    try:
+        with trio.fail_after(DIAL_SECONDS_MAX):
+            stream = await real_environment().network.dial(host, port)
+            await stream.aclose()
+    except trio.TooSlowError:
+        return "no answer"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return ""
+
+
+def _exit_code(code: int) -> int:
+    """The exit code of a process as a shell tells it (G2)."""
+    return code if code >= 0 else EXIT_SIGNALLED - code
 
 
 def _is_foreground() -> bool:

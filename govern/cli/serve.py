@@ -17,19 +17,21 @@ import logging
 import os
 import resource
 import socket
-import sys
 from collections.abc import Mapping
 from typing import Final
 
 import trio
 
+from .._version import VERSION
 from ..actors.node import Node, open_node
-from ..config import DATA_DIR_STANDALONE, LISTEN_STANDALONE, Config, build_config, from_variables, read_toml
+from ..config import Config
 from ..environment import real_environment
 from ..errors import ConfigError, NodeFailed, StorageError
-from ..model import format_time_ms, join_address
+from ..model import join_address
 from ..storage.salvage import salvage as salvage_directory
-from .output import OutputFailed, ReaderGone, print_error, print_line, printable
+from .effective import read_effective
+from .logs import open_logs, tell
+from .output import OutputFailed, ReaderGone, print_error, print_line
 from .process import EXIT_DONE, EXIT_REFUSED, EXIT_USAGE, run_verb
 
 EXIT_FAILED: Final = 70
@@ -43,25 +45,16 @@ GC_THRESHOLDS: Final = (
 _log = logging.getLogger(__name__)
 
 
-class LineFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z warning govern.actors.node: text`, on one line whatever a client called itself."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        moment = format_time_ms(round(record.created * 1000))
-        return f"{moment} {record.levelname.lower()} {record.name}: {printable(record.message)}"
-
-
-def serve(path: str | None, flags: Mapping[str, object], *, salvage: bool) -> int:
+def serve(path: str | None, flags: Mapping[str, str], *, salvage: bool) -> int:
     """Run a node until a signal ends it; returns the exit code."""
     try:
-        config, warnings = _read_config(path, flags)
+        config, _, warnings = read_effective(path, flags)
+        if salvage and not config.data_dir:
+            raise ConfigError("--salvage repairs a data directory, and data_dir is empty: name one")
+        open_logs(config)
     except ConfigError as error:
         print_error(str(error))
         return EXIT_USAGE
-    if salvage and not config.data_dir:
-        print_error("--salvage repairs a data directory, and data_dir is empty: name one")
-        return EXIT_USAGE
-    _set_up_logging(config.log_level)
     for warning in warnings:
         _log.warning("%s", warning)
     _raise_files_max(config.connections_max + FILES_RESERVED)
@@ -71,14 +64,6 @@ def serve(path: str | None, flags: Mapping[str, object], *, salvage: bool) -> in
         return await _serve(config, salvage=salvage)
 
     return run_verb(verb, code_when_ended=EXIT_DONE)
-
-
-def _read_config(path: str | None, flags: Mapping[str, object]) -> tuple[Config, list[str]]:
-    path = path or os.environ.get("GOVERN_CONFIG")
-    variables, warnings = from_variables(os.environ)
-    standalone = ("default", {"listen": LISTEN_STANDALONE, "data_dir": DATA_DIR_STANDALONE})
-    file = [read_toml(path)] if path else []
-    return build_config(standalone, *file, variables, ("command line", flags)), warnings
 
 
 async def _serve(config: Config, *, salvage: bool) -> int:
@@ -93,12 +78,12 @@ async def _serve(config: Config, *, salvage: bool) -> int:
             finally:
                 _log.info("node %d is stopping", config.node_id)
     except NodeFailed as error:
-        print_error(str(error))
+        tell(str(error))
         os._exit(EXIT_FAILED)
     except StorageError as error:
-        print_error(str(error))
+        tell(str(error))
     except OSError as error:
-        print_error(_explain_bind(config.listen, error))
+        tell(_explain_bind(config.listen, error))
     return EXIT_REFUSED
 
 
@@ -107,11 +92,12 @@ async def _salvage(config: Config) -> None:
     assert storage is not None
     report = await salvage_directory(storage)
     for line in report.lines():
-        print_error(line)
+        tell(line, logging.WARNING)
 
 
 def _say_ready(node: Node) -> None:
     config = node.config
+    _log.info("node %d of govern %s is ready for clients at %s", config.node_id, VERSION, join_address(*node.address))
     line = f"govern node {config.node_id} ready: clients {join_address(*node.address)}, peers none, data {config.data_dir or 'memory'}"
     try:
         print_line(line)
@@ -135,12 +121,6 @@ def _explain_bind(listen: str, error: OSError) -> str:
 
 
 # --- the process ----------------------------------------------------------------------------------------------------------------
-
-
-def _set_up_logging(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 def _raise_files_max(wanted: int) -> None:

@@ -62,6 +62,11 @@ class Registry:
         return self._link.core.connected
 
     @property
+    def local_host(self) -> str:
+        """The address of this side of the newest connection: the host of an instance that names none."""
+        return self._link.local_host
+
+    @property
     def cluster_id(self) -> str:
         """The cluster of the node that was spoken to last."""
         return self._link.core.cluster_id

@@ -253,14 +253,28 @@ class TcpPoller:
             self._selector.register(self._listener, _READ, None)
 
 
+def _is_connected_to_itself(sock: trio.socket.SocketType) -> bool:
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:  # the other side has closed already, so there is one
+        return False
+
+
 class TcpNetwork:
     """The real twin of `environment.Network`."""
 
     async def dial(self, host: str, port: int) -> trio.SocketStream:
         """A new stream with `TCP_NODELAY` (trio's streams set it); all addresses of a name are tried. Raises the `OSError` of the last one,
-        because that says what is wrong, and trio's own only that all attempts failed."""
+        because that says what is wrong, and trio's own only that all attempts failed.
+
+        A port of the kernel's own range on which nobody listens may be given to this side of the connection, which is then connected to
+        itself. That is nobody, and would keep the port from whoever is about to listen on it."""
         try:
-            return await trio.open_tcp_stream(host, port)
+            stream = await trio.open_tcp_stream(host, port)
+            if not _is_connected_to_itself(stream.socket):
+                return stream
+            await trio.aclose_forcefully(stream)
+            failure: OSError = ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         except OSError as error:
             attempts = error.__cause__.exceptions if isinstance(error.__cause__, BaseExceptionGroup) else (error,)
             failure = attempts[-1] if isinstance(attempts[-1], OSError) else error

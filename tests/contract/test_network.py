@@ -170,6 +170,26 @@ def test_dialling_where_nobody_listens_is_an_os_error(run: Run) -> None:
     run(scenario)
 
 
+def test_a_connection_to_itself_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dial to a port on which nobody listens, and that the kernel gives to the dialling side itself, is refused like any other."""
+
+    async def dial_itself(host: str, port: int) -> trio.SocketStream:
+        sock = trio.socket.socket()
+        await sock.bind((host, port))
+        await sock.connect(sock.getsockname())
+        opened.append(trio.SocketStream(sock))
+        return opened[-1]
+
+    async def scenario() -> None:
+        with pytest.raises(ConnectionRefusedError):
+            await TcpNetwork().dial("127.0.0.1", 0)
+
+    opened: list[trio.SocketStream] = []
+    monkeypatch.setattr(trio, "open_tcp_stream", dial_itself)
+    trio.run(scenario)
+    assert opened[0].socket.fileno() == -1
+
+
 def test_a_port_is_bound_once(run: Run) -> None:
     """A second listener on a port is refused with `OSError`, for both ways to listen."""
 

@@ -8,21 +8,24 @@ import pty
 import re
 import signal
 import sys
+import tomllib
 from collections.abc import Sequence
 
 import pytest
 import trio
 
 from govern import _version
+from govern.actors.node import open_node
 from govern.client import connect
-from govern.model import LSN_ZERO, Instance
+from govern.config import key_names
+from govern.model import LSN_ZERO, Instance, join_address
 
 from .harness import NodeProgram, Program, Programs, free_port, wait_until
 
 INSTANCE_FIELDS = set(Instance(id="i", host="h", port=1, lease_id=LSN_ZERO, lsn=LSN_ZERO).to_json())
 STATUS_FIELDS = {"node_id", "cluster_id", "version", "role", "controller", "term", "table_version", "fresh", "mode", "sessions"}
 STATUS_FIELDS |= {"instances", "services", "subscriptions", "loop_lag_ms", "fsync_ms", "brakes", "degraded"}
-VERBS = ("serve", "register", "lookup", "watch", "services", "status")
+VERBS = ("serve", "register", "lookup", "watch", "services", "status", "config", "drain", "evict", "explain")
 
 
 # --- help -----------------------------------------------------------------------------------------------------------------------------
@@ -38,7 +41,7 @@ async def test_help_fits_the_terminal_and_names_everything(programs: Programs) -
         assert await program.wait_exit() == 0
         assert program.out.startswith("usage: govern ")
         assert "%(" not in program.out
-        if verb not in ("serve", "status", "services"):
+        if verb in ("register", "lookup", "watch"):
             assert "NAME" in program.out
         out += program.out
     assert max(map(len, out.splitlines())) <= 80
@@ -118,6 +121,11 @@ async def test_nothing_found_and_nobody_there_have_their_own_exit_codes(programs
         (["register", "orders", "--port", "80", "--metadata", "x", "--connect", node.address], 2, "KEY=VALUE"),
         (["register", "orders", "--port", "80", "--version", "2"], 2, "did you mean --instance-version?"),
         (["register", "orders", "--port", "80", "--"], 2, "no command"),
+        (["register", "orders", "--port", "70000", "--connect", node.address], 2, "port 70000"),
+        (["register", "orders", "--port", "80", "--wait-port", "0", "--", "true"], 2, "more than 0 seconds"),
+        (["register", "orders", "--port", "80", "--wait-port", "nan", "--", "true"], 2, "'nan'"),
+        (["register", "orders", "--port", "80", "--wait-port", "5"], 2, "--wait-port"),
+        (["register", "bad name", "--port", "80", "--wait-port", "5", "--connect", node.address, "--", "touch", "started"], 2, "bad name"),
         (["lookup", "orders", "--connect", nobody, "--timeout", "0.5"], 3, nobody),
         (["watch", "orders", "--connect", nobody, "--timeout", "0.5"], 3, nobody),
         (["services", "--connect", nobody, "--timeout", "0.5"], 3, nobody),
@@ -130,6 +138,7 @@ async def test_nothing_found_and_nobody_there_have_their_own_exit_codes(programs
         assert program.out == ""
         assert len(program.err.splitlines()) == 1, program.err
         assert text in program.err
+    assert not (programs.directory / "started").exists()
 
 
 async def test_a_registry_that_never_answers_is_unreachable(programs: Programs) -> None:
@@ -138,6 +147,67 @@ async def test_a_registry_that_never_answers_is_unreachable(programs: Programs) 
     node.send(signal.SIGSTOP)
     code, out, err = await programs.run("lookup", "orders", "--timeout", "1", connect=node.address)
     assert (code, out, len(err.splitlines())) == (3, "", 1)
+
+
+async def test_status_is_a_health_check(programs: Programs) -> None:
+    """Exit code 0 for a node that is ready and well, 1 for one that is loading or degraded, 3 for none. Every reason is printed, with
+    units, in at most 80 columns, and nothing that a terminal would obey; `--json` is what the node said."""
+    reasons = ["the last fsync took 2345 ms: the disk is slow, and this sentence is far too long for one line", "and \x1b[31m"]
+    states: list[tuple[dict[str, object], int]] = [
+        ({}, 0),
+        ({"fresh": False, "degraded": ["loading"]}, 1),
+        ({"degraded": reasons, "fsync_ms": 2345.0, "loop_lag_ms": 0.25, "brakes": ["expiry is held"]}, 1),
+    ]
+    async with open_node() as node:
+        asked = []
+        for changes, code in states:
+            node._clients._dispatch._status = lambda changes=changes: node.status() | changes  # type: ignore[misc]
+            running = [programs.govern("status", *flags, connect=join_address(*node.address)) for flags in ([], ["--json"])]
+            for program in running:
+                assert await program.wait_exit() == code, program.err
+                assert program.err == ""
+            asked.append(running)
+    for (changes, _), (_, script) in zip(states, asked, strict=True):
+        assert json.loads(script.out).items() >= changes.items()
+    assert re.search(r"^degraded +loading$", asked[1][0].out, re.MULTILINE)
+    assert re.search(r"^brakes +none$", asked[1][0].out, re.MULTILINE)
+    out = asked[2][0].out
+    for row in ("fsync +2.3 s", "loop lag +0.2 ms", "brakes +expiry is held", "degraded +the last fsync .*", " +and \\\\x1b\\[31m"):
+        assert re.search(f"^{row}$", out, re.MULTILINE), (row, out)
+    assert max(map(len, out.splitlines())) <= 80
+    assert " ".join(out.split()).find(reasons[0]) > 0
+
+
+async def test_config_shows_every_key_with_its_origin(programs: Programs) -> None:
+    """`config` prints, in at most 80 columns, a file that configures the same; behind each value stands where it came from. `--json`
+    carries the same. A wrong value is one line and exit code 2."""
+    text = 'node_id = 5\ndata_dir = "/nowhere \\u00e9 \\u001b"\nlog_level = "debug"\n'
+    (programs.directory / "govern.toml").write_text(text)
+    variables = {"GOVERN_CONFIG": "govern.toml", "GOVERN_LOG_LEVEL": "error", "GOVERN_SESSIONS_MAX": "9", "GOVERN_PORT": "tcp://1.2.3.4:5"}
+    asked = [programs.govern("config", *flags, "--sessions-max", "8", variables=variables) for flags in ([], ["--json"])]
+    wrong = programs.govern("config", variables=variables | {"GOVERN_SESSIONS_MAX": "many"})
+    for program in asked:
+        assert await program.wait_exit() == 0
+        assert program.err == "govern: the variable GOVERN_PORT is not a configuration key and is ignored\n"
+    people, script = (program.out for program in asked)
+    rows = json.loads(script)
+    assert [row["key"] for row in rows] == list(key_names())
+    assert all(row.keys() == {"key", "value", "origin", "default", "doc"} for row in rows)
+    changed = {row["key"]: (row["value"], row["origin"]) for row in rows if row["origin"] != "default"}
+    assert changed == {
+        "node_id": (5, "govern.toml"),
+        "data_dir": ("/nowhere \u00e9 \x1b", "govern.toml"),
+        "log_level": ("error", "GOVERN_LOG_LEVEL"),
+        "sessions_max": (8, "--sessions-max"),
+    }
+    assert next(row["value"] for row in rows if row["key"] == "listen") == "127.0.0.1:7400"
+    assert tomllib.loads(people) == {row["key"]: row["value"] for row in rows}
+    assert "node_id = 5  # govern.toml\n" in people
+    assert 'listen = "127.0.0.1:7400"  # default\n' in people
+    assert max(map(len, people.splitlines())) <= 80
+    assert "\x1b" not in people
+    assert await wrong.wait_exit() == 2
+    assert (wrong.out, wrong.err) == ("", "govern: GOVERN_SESSIONS_MAX: sessions_max = 'many' is not usable: give a whole number\n")
 
 
 # --- watching ---------------------------------------------------------------------------------------------------------------------------
@@ -300,6 +370,85 @@ async def test_a_command_outlives_the_registry_and_the_loss_of_its_registration(
             program.send(signal.SIGTERM)
             assert await program.wait_exit() == 5
             assert len(view.instances) == 1  # the other one's
+
+
+LISTENER = """
+import pathlib, signal, socket, sys, time
+def end(number, frame):
+    print("got", signal.Signals(number).name, flush=True)
+    if "stubborn" not in sys.argv:
+        sys.exit(5)
+signal.signal(signal.SIGTERM, end)
+print("child ready", flush=True)
+while not pathlib.Path(sys.argv[2]).exists():
+    time.sleep(0.02)
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print("listening", flush=True)
+while True:
+    time.sleep(1)
+"""
+IMPATIENT = "import sys, govern.cli.register as r, govern.cli.parser as p; r.END_SECONDS = 0.2; sys.exit(p.run(sys.argv[1:]))"
+
+
+def register_listener(programs: Programs, node: NodeProgram, seconds: str, port: int, gate: str, *words: str) -> Program:
+    """`register --wait-port` around a program that listens once a file of that name is there."""
+    flags = ("--port", str(port), "--wait-port", seconds, "--timeout", "1", "--connect", node.address)
+    return programs.govern("register", "orders", *flags, "--", sys.executable, "-c", LISTENER, str(port), gate, *words)
+
+
+async def test_wait_port_registers_what_listens(programs: Programs) -> None:
+    """A command is registered when its port accepts connections and not before; signals reach it while it is waited for, too."""
+    node, port = await programs.node(), free_port()
+    program = register_listener(programs, node, "30", port, "gate")
+    signalled = register_listener(programs, node, "30", port, "never")
+    await program.wait_out("child ready")
+    await signalled.wait_out("child ready")
+    signalled.send(signal.SIGTERM)
+    assert await signalled.wait_exit() == 5
+    assert "got SIGTERM" in signalled.out
+    assert await look_up(node) == []
+    (programs.directory / "gate").touch()
+    async with connect(node.address) as registry, registry.subscribe("orders") as view:
+        await wait_until(lambda: view.instances, "the registration")
+        assert "listening" in program.out
+        assert [each.address for each in view.instances] == [f"127.0.0.1:{port}"]
+        program.send(signal.SIGTERM)
+        assert await program.wait_exit() == 5
+        await wait_until(lambda: not view.instances, "the end of the registration")
+    assert program.err == ""
+
+
+async def test_a_start_that_fails_leaves_no_program_behind(programs: Programs) -> None:
+    """When its port does not open in time, or the registry is gone by then, the program is ended, if need be by force; when it ends first,
+    its exit code counts, and 0 is no success. Each is one line."""
+    node, other, port = await programs.node(), await programs.node(), free_port()
+    silent = register_listener(programs, node, "0.5", 1, "never")
+    orphan = register_listener(programs, other, "30", port, "gate")
+    (programs.directory / "impatient.py").write_text(IMPATIENT)
+    wait = ("register", "orders", "--connect", node.address, "--port")
+    stubborn = programs.start("impatient", *wait, "2", "--wait-port", "0.5", "--", sys.executable, "-c", LISTENER, "2", "never", "stubborn")
+    seven, zero, absent = (
+        programs.govern(*wait, "3", "--wait-port", "30", "--", *command)
+        for command in (["sh", "-c", "exit 7"], ["sh", "-c", "exit 0"], ["./absent"])
+    )
+    await orphan.wait_out("child ready")
+    await other.kill()
+    (programs.directory / "gate").touch()
+    expected = [
+        (silent, 1, "port 1 of 127.0.0.1 did not open within 0.5 s (connection refused)"),
+        (stubborn, 1, "is ended"),
+        (orphan, 3, "is ended"),
+        (seven, 7, "sh ended with exit code 7 before its port 3 was open; nothing was registered"),
+        (zero, 1, "ended with exit code 0"),
+        (absent, 1, "no such program"),
+    ]
+    for program, code, text in expected:
+        assert await program.wait_exit() == code, program.err
+        assert len(program.err.splitlines()) == 1, program.err
+        assert text in program.err
+    for program in (silent, stubborn, orphan):
+        assert program.out.splitlines()[-1] == "got SIGTERM"
+    assert await look_up(node) == []
 
 
 async def test_without_a_command_a_registration_lasts_until_it_is_ended(programs: Programs) -> None:

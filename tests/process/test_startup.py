@@ -4,6 +4,7 @@ it was."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -45,6 +46,9 @@ WRONG_USAGE: list[tuple[list[str], list[str]]] = [
     (["--listen", "localhost"], ["'localhost'", "HOST:PORT"]),
     (["--listen", "0.0.0.0:0"], ["'0.0.0.0:0'", "insecure = true", "127.0.0.1"]),
     (["--log-level", "loud"], ["log_level = 'loud'", "debug, info, warning, error"]),
+    (["--log-format", "xml"], ["log_format = 'xml'", "text, json"]),
+    (["--log-file", "absent/node.log"], ["log file absent/node.log", "No such file"]),
+    (["--log-file", "x.log", "--log-error-file", "./x.log"], ["log_error_file = './x.log'", "log_file already"]),
     (["--insecure=perhaps"], ["insecure = 'perhaps'", "true or false"]),
     (["--config", "absent.toml"], ["absent.toml", "No such file"]),
     (["--config", "broken.toml"], ["broken.toml", "not a TOML file"]),
@@ -92,6 +96,27 @@ async def test_a_standalone_node_has_the_documented_defaults(programs: Programs)
     await memory.wait_out(", peers none, data memory\n")
     await expect_refusal(optimised, 2, "without -O")
     assert len(standard.out.splitlines()) == 1
+
+
+async def test_the_log_goes_to_stderr_and_to_its_files(programs: Programs, tmp_path: Path) -> None:
+    """With JSON each line of stderr and of the files is an object; the file of errors has the warnings and why a node could not start,
+    and nothing else."""
+    flags = ("--log-format", "json", "--log-file", "node.log", "--log-error-file", "errors.log", "--data-dir", "data")
+    node = programs.govern(*ANYWHERE, *flags, variables={"GOVERN_PORT": "tcp://1.2.3.4:5"})
+    await node.wait_out("ready")
+    second = programs.govern(*ANYWHERE, *flags)
+    assert await second.wait_exit() == 1
+    node.send(signal.SIGTERM)
+    assert await node.wait_exit() == 0
+    log = [json.loads(line) for line in (tmp_path / "node.log").read_text().splitlines()]
+    errors = [json.loads(line) for line in (tmp_path / "errors.log").read_text().splitlines()]
+    told = [json.loads(line) for program in (node, second) for line in program.err.splitlines()]
+    assert sorted(map(str, told)) == sorted(map(str, log))
+    assert errors == [each for each in log if each["level"] != "info"]
+    assert [each["level"] for each in errors] == ["warning", "error"]
+    assert "GOVERN_PORT" in errors[0]["message"]
+    assert "in use by process" in errors[1]["message"]
+    assert [each["message"] for each in log][-1] == "node 1 is stopping"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
