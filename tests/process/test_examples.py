@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import trio
 from .harness import REPOSITORY, Program, Programs
 
 EXAMPLES = REPOSITORY / "examples"
-PARTS = ("greeter.py", "caller.py")  # run by the quickstart
+STORIES = ("quickstart.py", "embedded.py", "rolling_restart.py", "crash_test.py")
+PARTS = ("greeter.py", "caller.py", "polite_greeter.py")  # run by the stories
 
 
 async def test_the_quickstart_tells_its_whole_story_in_time(programs: Programs, tmp_path: Path) -> None:
@@ -39,6 +41,36 @@ async def test_a_registry_inside_a_program(programs: Programs, tmp_path: Path) -
     assert [line.partition(":")[0] for line in embedded.out.splitlines()] == ["added", "updated", "removed"]
 
 
+async def test_a_rolling_restart_fails_no_call(programs: Programs, tmp_path: Path) -> None:
+    """The rolling restart ends by itself in less than 20 s: all three servers were replaced, each drain had its caller's
+    acknowledgement, and of all calls none failed."""
+    started_at = trio.current_time()
+    restart = Program("restart", [sys.executable, str(EXAMPLES / "rolling_restart.py")], tmp_path, programs.environment())
+    try:
+        assert await restart.wait_exit() == 0, restart.err
+    finally:
+        restart.process.terminate()
+    assert trio.current_time() - started_at < 20
+    assert restart.err == ""
+    assert restart.out.count(": drained (1 told, 0 missing)") == 3
+    assert restart.out.count("its successor at") == 3
+    calls = re.fullmatch(r"All three were replaced: (\d+) calls were answered, 0 failed\.", restart.out.splitlines()[-1])
+    assert calls is not None, restart.out
+    assert int(calls[1]) >= 100
+
+
+async def test_a_service_tested_against_a_crash_of_the_registry(programs: Programs, tmp_path: Path) -> None:
+    """The crash test passes as a program: the service went on for the minute in which the registry was down."""
+    crash = Program("crash", [sys.executable, str(EXAMPLES / "crash_test.py")], tmp_path, programs.environment())
+    try:
+        assert await crash.wait_exit() == 0, crash.err
+    finally:
+        crash.process.kill()
+    assert "refused none" in crash.out
+
+
 def test_every_example_is_run() -> None:
-    """No example is left out of these tests."""
-    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted((*PARTS, "quickstart.py", "embedded.py"))
+    """No example is left out of these tests and of ./check."""
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted((*PARTS, *STORIES))
+    (names,) = re.findall(r"for example in ([a-z_ ]+); do", (REPOSITORY / "check").read_text())
+    assert sorted(f"{name}.py" for name in names.split()) == sorted(STORIES)
