@@ -41,6 +41,7 @@ class Rig:
     def pass_time(self, ticks: int) -> None:
         for _ in range(ticks):
             self._tick()
+        self.sessions.validate()
 
     def _tick(self) -> None:
         self._ticks += 1
@@ -69,7 +70,6 @@ class Rig:
                 number = self.all.index(session)
                 sessions.end(session.session_id, SERVICE, f"i{number}")
                 self.removed_us[session] = sessions.now_us
-        sessions.validate()
 
     def kill(self, numbers: range) -> None:
         self.silent.update(dict.fromkeys(self.all[numbers.start : numbers.stop]))
