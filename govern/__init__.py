@@ -5,6 +5,7 @@
             async with registry.register("orders", port=8080):  durable and visible inside the block
                 await registry.lookup("orders")
             async with registry.subscribe("orders") as orders:
+                orders.choose()                                 an instance to send a request to
                 async for change in orders: ...
 
 Everything runs under trio. `python -m govern` is the same node standalone.

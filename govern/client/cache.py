@@ -101,18 +101,20 @@ class Cache:
     def __repr__(self) -> str:
         return f"<Cache {self._path}>"
 
-    async def load(self) -> dict[ServiceKey, tuple[Instance, ...]] | None:
-        """What the file knows; None when there is none that can be used (K2)."""
+    async def load(self, views: Views) -> Lists | None:
+        """Let the views begin with what the file knows, and give it back; None when there is none that can be used (K2)."""
+        lists = await self._read()
+        self._saved = lists or {}
+        views.keep(self._saved)
+        return lists
+
+    async def _read(self) -> Lists | None:
         try:
             data = await self._files.read(self._path, CACHE_BYTES_MAX)
-            if data is None:
-                return None
-            lists = decode(data)
+            return None if data is None else decode(data)
         except (StorageError, Damaged) as error:
             _log.warning("the cache %s is not used: %s", self._path, error)
             return None
-        self._saved = dict(lists)
-        return lists
 
     async def run(self, link: Link) -> None:
         """Write the file whenever a view has changed, for ever (K3)."""

@@ -252,8 +252,7 @@ class ClientCore:
         registrations = self.registrations
         request_id = self.outbox.draw_id()
         self._heartbeat_at = now
-        is_comparable = registrations.settled and not self.resync.running
-        self._heartbeats[request_id] = (now, registrations.movements if is_comparable else -1)
+        self._heartbeats[request_id] = (now, registrations.movements if registrations.settled else -1)
         self.outbox.send(Heartbeat(registrations.count, registrations.digest), request_id)
 
     # --- what the node says ---------------------------------------------------------------------------------------------------

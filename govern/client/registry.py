@@ -331,9 +331,7 @@ async def connect(
     environment = environment or doors or real_environment()
     link = Link(ClientCore(environment.random.randbytes(16)), environment, addresses)
     keeper = None if cache is None else Cache(environment, str(cache))
-    known = None if keeper is None else await keeper.load()
-    if keeper is not None:
-        link.core.views.keep(known or {})
+    known = None if keeper is None else await keeper.load(link.core.views)
     registry = Registry(link, namespace, keeper)
     body_error: BaseException | None = None
     crash: BaseException | None = None
@@ -346,10 +344,7 @@ async def connect(
         nonlocal crash
         with upkeep:
             try:
-                async with trio.open_nursery() as tasks:
-                    tasks.start_soon(link.run)
-                    if keeper is not None:
-                        tasks.start_soon(keeper.run, link)
+                await _run(link, keeper)
             except trio.Cancelled:
                 raise
             except BaseException as error:  # our own bug, or a signal that hit this task: the block must not go on without its link
@@ -377,6 +372,14 @@ async def connect(
         raise _alone(crash)
     if body_error is not None:
         raise body_error
+
+
+async def _run(link: Link, keeper: Cache | None) -> None:
+    """Keep the connection up, and the cache, until cancelled."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.run)
+        if keeper is not None:
+            nursery.start_soon(keeper.run, link)
 
 
 def _alone(error: BaseException) -> BaseException:

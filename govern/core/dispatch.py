@@ -340,6 +340,7 @@ class Dispatch:
             link.out.append(encode(page, request_id))
 
     def _explain(self, link: Link, message: Explain, request_id: int) -> Explained:
+        self.history.admit(self.now_us)
         return explain(self._shard, self._sessions, self.history, message.service, message.instance_id, self._suspects.seconds)
 
     def _resync(self, link: Link, message: Resync, request_id: int) -> ResyncOk:

@@ -92,6 +92,7 @@ class Drains:
         self._sessions = sessions
         self._subscriptions = subscriptions
         self._open: dict[ServiceKey, dict[Barrier, None]] = {}
+        self._asked: dict[Link, dict[Barrier, None]] = {}
         self._away: dict[bytes, dict[ServiceKey, str]] = {}  # by session: what its broken connection was subscribed to, and its name
         self._away_by_service: dict[ServiceKey, dict[bytes, None]] = {}
         self._places = 0
@@ -121,6 +122,7 @@ class Drains:
             if not self._forget_if_gone(session_id, now_us):
                 barrier.missing.setdefault(session_id, self._away[session_id][service])
         self._open.setdefault(service, {})[barrier] = None
+        self._asked.setdefault(link, {})[barrier] = None
         self._subscriptions.ack_wanted[service] = None
         self._places += 1 + len(barrier.missing)
         self._settle(barrier, now_us)
@@ -137,6 +139,10 @@ class Drains:
     def _close(self, barrier: Barrier) -> None:
         barriers = self._open[barrier.service]
         del barriers[barrier]
+        asked = self._asked[barrier.link]
+        del asked[barrier]
+        if not asked:
+            del self._asked[barrier.link]
         self._places -= 1 + len(barrier.missing)
         if not barriers:
             del self._open[barrier.service]
@@ -189,9 +195,8 @@ class Drains:
     def closed(self, link: Link, now_us: int) -> None:
         """Its connection is gone; to be told before its subscriptions are removed."""
         self.answered.pop(link, None)
-        for barriers in list(self._open.values()):
-            for barrier in [barrier for barrier in barriers if barrier.link is link]:
-                self._close(barrier)  # the drain stands; nobody is left to be told
+        for barrier in list(self._asked.get(link, ())):
+            self._close(barrier)  # the drain stands; nobody is left to be told
         session = link.session
         if session is None or link.leaving or self._sessions.get(session.session_id) is not session:
             for service in link.subscriptions:
@@ -268,3 +273,5 @@ class Drains:
         assert self._places == sum(1 + len(barrier.missing) for barrier in self._barriers())
         assert list(self._subscriptions.ack_wanted) == list(self._open)
         assert all(self._open.values())
+        assert all(barrier in self._asked[barrier.link] for barrier in self._barriers())
+        assert self.open_count == sum(map(len, self._asked.values()))

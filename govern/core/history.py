@@ -8,6 +8,7 @@ Connections have a ring of their own. When ten thousand clients reconnect at onc
 
 H1  Each ring holds at most `EVENTS_MAX` events, the oldest are forgotten first.
 H2  The order of events over both rings is the order in which they were written down; the wall clock in them is for people.
+H3  Looking through it takes a millisecond or two, so it is done a bounded number of times a second.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
+from ..errors import Overloaded
 from ..model import LSN_ZERO, ServiceKey, format_time_ms
 from .entries import SESSION_NONE, DeregisterOp, DrainOp, EvictOp, Op, RegisterOp, UpdateOp, session_of
 from .links import Link
@@ -23,6 +25,7 @@ from .sessions import Sessions, silence_us
 from .shard import FIELD_NAMES, STATUS_DRAINING, STATUS_FIELD, Outcome, Shard
 
 EVENTS_MAX: Final = 10_000
+TOLD_PER_SECOND_MAX: Final = 20
 
 REGISTERED: Final = "registered"
 UPDATED: Final = "updated"
@@ -62,6 +65,8 @@ class History:
     def __init__(self) -> None:
         self.wall_ms = 0  # set by the shell before each turn
         self._count = 0
+        self._told = 0
+        self._told_since_us = 0
         self._instances: deque[Event] = deque(maxlen=EVENTS_MAX)
         self._connections: deque[Event] = deque(maxlen=EVENTS_MAX)
 
@@ -115,6 +120,14 @@ class History:
             self.note(EXPIRED, service, instance_id, loss.session_id, None, detail)
 
     # --- telling ------------------------------------------------------------------------------------------------------------
+
+    def admit(self, now_us: int) -> None:
+        """Somebody wants to look through it; raises `Overloaded` when too many did within this second (H3)."""
+        if now_us - self._told_since_us >= 1_000_000:
+            self._told, self._told_since_us = 0, now_us
+        if self._told >= TOLD_PER_SECOND_MAX:
+            raise Overloaded(f"this node explains {TOLD_PER_SECOND_MAX} times a second at most; try again", 1.0)
+        self._told += 1
 
     def of_instances(self, service: ServiceKey, instance_id: str) -> list[Event]:
         """What happened to one instance, or with an empty id to any of the service; oldest first."""

@@ -17,11 +17,10 @@ Times are monotonic microseconds for connections (they are exact) and lived ones
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 from ..model import LSN_ZERO, Lsn, ServiceKey
-from .entries import unpack_entry
+from .entries import session_of, unpack_entry
 from .history import SUSPECT, UNSUSPECT, History
 from .sessions import Session, Sessions
 from .shard import Shard
@@ -125,22 +124,18 @@ class Suspects:
         self._suspected.pop(session, None)
 
     def note_changed(self, service: ServiceKey, instance_id: str) -> None:
-        """An operation changed an instance. Subscribers are told of it, so nothing needs to be said here (U5)."""
-        if not self._suspected:
+        """An operation changed an instance. Subscribers are told of it, and a removal or another holder needs no other word (U5)."""
+        if not self._suspected and not self._by_service:
             return
         before = self._by_service.get(service, {}).get(instance_id)
         entry = self._shard.entries(service).get(instance_id)
-        holder = None if entry is None else self._sessions.get(unpack_entry(entry).session_id)
-        if holder is not None and holder.suspect_ms:
-            lease = holder.lease(service, instance_id)
-            if lease is None or lease.ttl_ms > holder.suspect_ms:
-                holder = None
-        else:
-            holder = None
-        if holder is None:
+        holder = None if entry is None else self._sessions.get(session_of(entry))
+        if holder is None or not _is_doubted(holder, service, instance_id):
             self._drop(service, instance_id)
         else:
             self._by_service.setdefault(service, {})[instance_id] = holder
+            if before is not holder:  # somebody may have been given the new state before this was known here
+                self._changed.setdefault(service, {})[instance_id] = None
         if before is not None and not any(lease.ttl_ms <= before.suspect_ms for _, _, lease in before.leases()):
             self._acquit(before)
 
@@ -167,42 +162,42 @@ class Suspects:
 
     def split(self, service: ServiceKey, instance_ids: list[str]) -> tuple[list[str], list[str]]:
         """Those of these instances that are suspect now, and those that are not."""
-        suspects = self._by_service.get(service, {})
-        return [each for each in instance_ids if each in suspects], [each for each in instance_ids if each not in suspects]
+        on = dict.fromkeys(each for each in instance_ids if self._is_suspect(service, each))
+        return list(on), [each for each in instance_ids if each not in on]
+
+    def _is_suspect(self, service: ServiceKey, instance_id: str) -> bool:
+        """Also between the moment in which an operation is applied and the one in which `note_changed` hears of it (U1)."""
+        session = self._by_service.get(service, {}).get(instance_id)
+        return session is not None and _is_doubted(session, service, instance_id)
 
     def of(self, service: ServiceKey, since: Lsn = LSN_ZERO) -> list[str]:
         """The suspects of a service whose entry was written after `since`: those that a push from there on names."""
-        suspects = self._by_service.get(service)
-        if suspects is None:
-            return []
-        if since == LSN_ZERO:
-            return list(suspects)
         entries = self._shard.entries(service)
-        return [each for each in suspects if unpack_entry(entries[each]).lsn > since]
+        return [
+            each
+            for each in self._by_service.get(service, ())
+            if self._is_suspect(service, each) and (since == LSN_ZERO or unpack_entry(entries[each]).lsn > since)
+        ]
 
     def seconds(self, service: ServiceKey, instance_id: str) -> float | None:
         """For how long the session of an instance has been suspected; None when the instance is not suspect."""
-        session = self._by_service.get(service, {}).get(instance_id)
-        return None if session is None else (self._sessions.now_us - session.suspect_since_us) / 1e6
-
-    def _all(self) -> Iterator[tuple[ServiceKey, str, Session]]:
-        for service, suspects in self._by_service.items():
-            for instance_id, session in suspects.items():
-                yield service, instance_id, session
+        if not self._is_suspect(service, instance_id):
+            return None
+        return (self._sessions.now_us - self._by_service[service][instance_id].suspect_since_us) / 1e6
 
     def validate(self) -> None:
-        """Assert U1, and that a session is suspected if and only if an instance of it is."""
+        """Assert that nothing is kept that is over; what an operation has ended may wait for its `note_changed`."""
         assert all(self._by_service.values())
-        found: dict[Session, None] = {}
-        for service, instance_id, session in self._all():
-            found[session] = None
-            lease = session.lease(service, instance_id)
-            assert lease is not None, (service, instance_id)
-            assert lease.ttl_ms <= session.suspect_ms, (service, instance_id)
-            assert self._sessions.get(session.session_id) is session
+        for service, suspects in self._by_service.items():
+            for instance_id, session in suspects.items():
+                assert session in self._suspected or session.lease(service, instance_id) is None, (service, instance_id)
         for session in self._suspected:
-            assert session.count, session
             assert session.suspect_ms, session
-            for service, instance_id, lease in session.leases():
-                assert (lease.ttl_ms <= session.suspect_ms) == (instance_id in self._by_service.get(service, {})), (service, instance_id)
-        assert all(session in self._suspected for session in found)
+        for session in self._sessions:
+            assert bool(session.suspect_ms) == (session in self._suspected), session
+
+
+def _is_doubted(session: Session, service: ServiceKey, instance_id: str) -> bool:
+    """Whether the session holds that instance now, under a ttl for which it is suspected."""
+    lease = session.lease(service, instance_id)
+    return lease is not None and lease.ttl_ms <= session.suspect_ms

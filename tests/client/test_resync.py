@@ -10,7 +10,7 @@ import pytest
 
 from govern.client.resync import FRUITLESS_SECONDS
 from govern.errors import Evicted, RemoteProtocolError
-from govern.messages import FRAME_BYTES_MAX_TO_NODE, Deregister, HeartbeatOk, Register, Resync, ResyncOk
+from govern.messages import FRAME_BYTES_MAX_TO_NODE, Deregister, HeartbeatOk, Lost, Register, Resync, ResyncOk
 from govern.model import Instance, Lsn, ServiceKey, client_fields
 
 from .helpers import ORDERS, Pair
@@ -129,6 +129,20 @@ def test_many_leases_are_named_page_by_page() -> None:
     assert [(len(page.leases), page.more) for page in seen] == [(512, True), (512, True), (76, False)]
     assert registers == ["3", "600", "1099"]
     assert pair.core.registrations.count == 1100
+
+
+def test_what_was_left_meanwhile_is_not_named_any_more() -> None:
+    """Between two pages a registration may end; the next page names only what is held when it is put together."""
+    pair = Pair()
+    pair.connect()
+    claims = [pair.register(str(number)) for number in range(600)]
+    pair.settle()
+    ask_for_resync(pair)
+    first = msgpack.unpackb(pair.core.outbox.take()[0][0][4:])
+    pair.core.registrations.lost(Lost(ORDERS, "599", claims[599].lease, "superseded"))
+    pair.give(ResyncOk([], [], [], []), first[1])
+    (second,) = resyncs(pair.sent())
+    assert [row[2] for row in second.leases] == [str(number) for number in range(512, 599)]
 
 
 def test_pages_of_long_names_fit_into_frames() -> None:

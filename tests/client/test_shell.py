@@ -285,6 +285,17 @@ async def test_host_and_id_have_defaults(autojump_clock: MockClock) -> None:
             assert registration.lease_id == registration.instance.lease_id > LSN_ZERO
 
 
+@pytest.mark.parametrize(("host", "name"), [("2001:db8::7", "2001:db8::7:80"), ("fe80::1%eth0", "fe80::1@eth0:80")])
+async def test_an_ipv6_host_makes_an_id_too(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, host: str, name: str) -> None:
+    """Ids know neither brackets nor percent signs: the default id of such a host has none, and the instance is registered."""
+    async with open_registry() as (_, registry):
+        monkeypatch.setattr(registry._link, "local_host", host)
+        async with registry.register("orders", port=80) as registration:
+            assert (registration.instance.host, registration.instance.id) == (host, name)
+        async with registry.register("orders", port=80, host="::1") as registration:
+            assert (registration.instance.id, registration.instance.address) == ("::1:80", "[::1]:80")
+
+
 async def test_bad_values_never_leave_the_program(autojump_clock: MockClock) -> None:
     """Every argument is checked at the door, and the block is not entered."""
     async with open_registry() as (_, registry):

@@ -97,6 +97,11 @@ class Rig:
         assert all(number == request_id for _, number in answers)
         return [answer for answer, _ in answers]
 
+    def say_all(self, link: Link, message: Message) -> list[Message]:
+        """Say something and get everything that is put out on it, pushes included."""
+        self.give(link, message)
+        return [answer for answer, _ in self.said(link)]
+
     def commit(self, count: int | None = None) -> dict[ServiceKey, None]:
         """The store commits the oldest writes; the sessions are told, and the subscribers."""
         writes = self.dispatch.writes[:count]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from govern.core.history import CONNECTED, EVENTS_MAX, REGISTERED, UPDATED, History
+from govern.core.history import CONNECTED, EVENTS_MAX, REGISTERED, TOLD_PER_SECOND_MAX, UPDATED, History
 from govern.core.links import Link
 from govern.core.sessions import Silent
 from govern.messages import (
@@ -292,6 +292,17 @@ def test_the_history_is_bounded_and_a_storm_of_connections_does_not_push_out_the
         history.note(UPDATED, ORDERS, f"i{number}", A)
     assert len(history) == 2 * EVENTS_MAX
     assert history.of_instances(ORDERS, "rare") == []
+
+
+def test_explanations_are_given_a_bounded_number_of_times_a_second() -> None:
+    """Whoever asks on and on cannot keep the node busy with its past; a second later it is told again."""
+    rig = Rig()
+    link = rig.link(b"")
+    for _ in range(TOLD_PER_SECOND_MAX):
+        assert isinstance(rig.say(link, Explain(ORDERS))[0], Explained)
+    assert code_of(rig.say(link, Explain(ORDERS))) == "overloaded"
+    rig.dispatch.now_us += 1_000_000
+    assert isinstance(rig.say(link, Explain(ORDERS))[0], Explained)
 
 
 @pytest.mark.parametrize("identity", ["", "i1"])
