@@ -43,6 +43,8 @@ class Claim:
     removed: bool = False
     status_before: Status | None = None
     """The status to return to when a drain that was asked for is refused."""
+    status_lsn: Lsn = LSN_ZERO
+    """Of the last acknowledged change of status: a drain that was carried out before it is history."""
     after: Claim | None = None
     """The claim that waits for the removal of this one (R5)."""
     sent: Request | None = None

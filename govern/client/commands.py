@@ -62,7 +62,9 @@ class Commands:
     def drain(self, service: ServiceKey, instance_id: str, deadline: float, claim: Claim | None = None) -> Command:
         """Ask for a drain; with a claim it is wanted to be draining from now on, also when it has to be registered anew."""
         command = self._add(Command(Drain(service, instance_id), claim=claim, deadline=deadline))
-        if claim is not None:
+        if claim is not None and (claim.over or claim.wanted is None):
+            self._end(command, self._registrations.no_longer(claim))
+        elif claim is not None:
             self._registrations.want_draining(claim)
         return command
 

@@ -149,9 +149,9 @@ class Registrations:
             claim.wanted = attrs.evolve(claim.wanted, status=Status.DRAINING)
 
     def drained(self, claim: Claim, lsn: Lsn) -> None:
-        """The node has set the instance to draining."""
-        claim.status_before = None
-        if claim.wanted is not None:
+        """The node has set the instance to draining, at `lsn`; the answer may come long after later changes."""
+        if claim.wanted is not None and lsn > claim.status_lsn:
+            claim.status_before, claim.status_lsn = None, lsn
             claim.wanted = attrs.evolve(claim.wanted, status=Status.DRAINING)
             claim.shown = attrs.evolve(claim.wanted, lease_id=claim.lease, lsn=max(lsn, claim.shown.lsn))
 
@@ -188,7 +188,7 @@ class Registrations:
     def _forget_cluster(self, claim: Claim) -> None:
         """Leases and writes of another cluster mean nothing here: start from what is wanted."""
         self._drop_lease(claim)
-        claim.lease = LSN_ZERO
+        claim.lease = claim.status_lsn = LSN_ZERO
         repeat, claim.repeat = claim.repeat, None
         if isinstance(repeat, UpdateRequest):
             self._again_later(claim, repeat)
@@ -341,6 +341,8 @@ class Registrations:
         if isinstance(message, Done):
             if claim.wanted is not None:
                 claim.wanted = attrs.evolve(claim.wanted, **request.changes)
+                if "status" in request.changes:
+                    claim.status_before, claim.status_lsn = None, message.lsn
                 claim.shown = attrs.evolve(claim.wanted, lease_id=claim.lease, lsn=message.lsn)
             self._outbox.finish(request)
             return

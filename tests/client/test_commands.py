@@ -6,8 +6,8 @@ import pytest
 
 from govern.client.commands import Command
 from govern.errors import Evicted, Gone, GovernError, Indeterminate, Overloaded, Stopped, Superseded
-from govern.messages import Drain, Drained, Evict, Message, Refused, Register, Update
-from govern.model import LSN_ZERO, Instance, Status, client_fields
+from govern.messages import Done, Drain, Drained, Evict, Message, Refused, Register, Update
+from govern.model import LSN_ZERO, Instance, Lsn, Status, client_fields
 
 from .helpers import ORDERS, Pair
 
@@ -177,6 +177,57 @@ def test_a_drain_of_what_is_not_held_any_more_says_so() -> None:
     commands = [drain(pair, taken), drain(pair, left, instance_id="two"), drain(pair, instance_id="nobody")]
     assert len(drains(pair.settle())) == 1
     assert [type(command.error) for command in commands] == [Superseded, Gone, Gone]
+
+
+def test_the_later_of_a_drain_and_a_change_of_status_counts() -> None:
+    """The owner changes its mind while subscribers are waited for: what the node carried out last is what is wanted and shown."""
+    pair = Pair()
+    pair.connect()
+    claim = pair.register()
+    pair.core.views.open(ORDERS)
+    pair.settle()
+    command = drain(pair, claim)
+    pair.to_node()
+    update = pair.update(claim, status=Status.UP)
+    pair.settle()
+    assert (command.error, update.error) == (None, None)
+    assert claim.wanted is not None
+    assert (claim.wanted.status, claim.shown.status, pair.node.instances[ORDERS, "one"].fields[8]) == (Status.UP, Status.UP, 0)
+
+    update, command = pair.update(claim, status=Status.DOWN), drain(pair, claim)
+    pair.settle()
+    assert (claim.wanted.status, claim.shown.status, pair.node.instances[ORDERS, "one"].fields[8]) == (Status.DRAINING, Status.DRAINING, 1)
+
+
+def test_a_refused_drain_does_not_undo_a_change_of_status() -> None:
+    """What was acknowledged after the drain was asked for stays when the drain is refused."""
+    pair = Pair()
+    pair.connect()
+    claim = pair.register(status=Status.DOWN)
+    pair.settle()
+    update, command = pair.update(claim, status=Status.UP), drain(pair, claim)
+    frames, _ = pair.core.outbox.take()
+    for request in (update, command):
+        answer = Done(Lsn(1, 9)) if request is update else Refused("overloaded", "busy", 100)
+        pair.give(answer, request.request_id)
+    assert len(frames) == 2
+    assert isinstance(command.error, Overloaded)
+    assert claim.wanted is not None
+    assert claim.wanted.status is Status.UP
+
+
+def test_a_drain_of_what_was_lost_fails_at_once_without_a_connection() -> None:
+    """Nothing has to be asked to know that."""
+    pair = Pair()
+    pair.connect()
+    claim = pair.register()
+    pair.settle()
+    rival(pair)
+    pair.settle()
+    pair.drop()
+    command = drain(pair, claim)
+    assert isinstance(command.error, Superseded)
+    assert len(pair.core.commands) == 0
 
 
 def test_an_operator_drains_whoever_holds_it() -> None:

@@ -20,7 +20,7 @@ from govern.client.outbox import Request
 from govern.client.views import Cursor
 from govern.errors import Invalid, Unreachable
 from govern.messages import FRAME_BYTES_MAX_TO_CLIENT, Refused, Register, build_message
-from govern.model import Change, Instance, Lsn, ServiceKey, client_fields
+from govern.model import Change, Instance, Lsn, ServiceKey, Status, client_fields
 from govern.net.frames import FrameReader
 
 from .model_node import ModelNode
@@ -118,11 +118,11 @@ class Storm(RuleBasedStateMachine):
         self.collect()
 
     @precondition(lambda self: self.claims)
-    @rule(data=st.data(), weight=st.sampled_from([0.5, 2.0, 3.0]))
-    def update(self, data: st.DataObject, weight: float) -> None:
+    @rule(data=st.data(), changes=st.sampled_from([{"weight": 0.5}, {"weight": 2.0}, {"status": Status.UP}, {"status": Status.DOWN}]))
+    def update(self, data: st.DataObject, changes: dict[str, Any]) -> None:
         claim = data.draw(st.sampled_from(self.claims))
         if claim.acknowledged:
-            self.requests.append(self.core.registrations.update(claim, {"weight": weight}))
+            self.requests.append(self.core.registrations.update(claim, changes))
             self.core.registrations.pump()
             self.collect()
 

@@ -289,7 +289,7 @@ MUTANTS = [
     Mutant(deadlines_of_one_ttl_only, SILENCE, 30),
     Mutant(expiry_of_leases_with_a_longer_ttl, SILENCE, 30),
     Mutant(pushes_not_noted, PUSH, 30),
-    Mutant(late_links_forgotten, PUSH, 30),
+    Mutant(late_links_forgotten, PUSH, 100),
     Mutant(ring_floor_ignored, PUSH_FAR_BEHIND, 30),
     Mutant(terms_ignored, once(test_shard.test_lsns_of_a_lost_history_start_no_delta)),
     Mutant(full_sockets_pushed_to, once(test_subscriptions.test_a_link_that_takes_nothing_owes_its_lsn_and_nothing_else)),

@@ -194,6 +194,44 @@ def test_a_client_that_stood_still_comes_back_by_itself(seed: int, is_stopped: b
     assert back <= 3
 
 
+async def links_break_at_random(seed: int) -> tuple[int, int]:
+    """Ten workers and two watchers whose connections break, stall and heal at random; then calm."""
+    async with open_world(seed) as world:
+        await world.start()
+        held: dict[str, tuple[Registry, govern.Registration]] = {}
+        workers = [f"w{number}" for number in range(10)]
+        for name in workers:
+            await world.run_client(name, holder("orders", name, held))
+        await until(lambda: len(held) == 10)
+        async with watching(world, "orders", "one") as one, watching(world, "orders", "two") as two:
+            for _ in range(40):
+                name = world.random.choice([*workers, "one", "two"])
+                what = world.random.random()
+                if what < 0.4:
+                    world.network.cut(name, "node1")
+                elif what < 0.8:
+                    world.network.partition(name, "node1")
+                else:
+                    world.network.heal()
+                await trio.sleep(world.random.uniform(0, 1.5))
+            world.network.heal()
+            await trio.sleep(10)
+            for watch in (one, two):
+                shown = {each.id: (each.status, each.lease_id) for each in watch.view.instances}
+                assert shown == {name: (Status.UP, registration.lease_id) for name, (_, registration) in held.items()}
+                assert not watch.view.stale
+            assert all(registration.lost is None for _, registration in held.values())
+            suspicions = sum(each.status is Status.SUSPECT for _, change in one.changes for each in change.updated)
+            return suspicions, sum(len(change.removed) for _, change in one.changes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_suspicion_never_sticks(seed: int) -> None:
+    """Whoever lives is up in every view once the network is well, whatever was doubted, removed and registered anew before."""
+    suspicions, _ = simulate(seed, links_break_at_random, horizon=300).result
+    assert suspicions > 0
+
+
 # --- two with one id, and operators -------------------------------------------------------------------------------------------
 
 
