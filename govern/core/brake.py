@@ -58,8 +58,9 @@ class Brake:
         self._dying, self._holders = new + gone, holders + gone
         many = self._dying >= SESSIONS_MIN and 2 * self._dying > self._holders  # B1
         if self.engaged_us is None:
-            if not many or not any(silent.final for silent in named):
-                self._note_passed(named, now_us)
+            dead = [silent.session for silent in named if silent.final and not self._was_released(silent)]
+            if not many or not dead:
+                self._note_passed(dead, now_us)
                 return list(named)
             self.engaged_us = now_us
         passing = [self._hold(silent) for silent in named]
@@ -70,11 +71,14 @@ class Brake:
             passing.extend(self._release(passed_us))
         return passing
 
-    def _note_passed(self, named: Sequence[Silent], now_us: int) -> None:
-        for silent in named:
-            if silent.final:
-                self._passed.pop(silent.session, None)
-                self._passed[silent.session] = now_us
+    def _note_passed(self, dead: Sequence[Session], now_us: int) -> None:
+        for session in dead:
+            self._passed.pop(session, None)
+            self._passed[session] = now_us
+
+    def _was_released(self, silent: Silent) -> bool:
+        """Whether it was held once for this silence, and its removal only waits for the disk (B3)."""
+        return self._released.get(silent.session) == silent.stamp_us
 
     def _forget(self, now_us: int) -> None:
         while self._passed:
@@ -90,7 +94,7 @@ class Brake:
     def _hold(self, silent: Silent) -> Silent:
         """Keep a dead one back, as suspect only; unless it was let go before (B3)."""
         session = silent.session
-        if not silent.final or self._released.get(session) == silent.stamp_us:
+        if not silent.final or self._was_released(silent):
             return silent
         before = self._held.get(session)
         if before is not None and before.stamp_us != silent.stamp_us:

@@ -275,6 +275,21 @@ def test_a_subscriber_with_a_full_socket_gets_the_view_instead_of_the_hints_it_m
     assert reader.astray == {}
 
 
+def test_silence_is_measured_against_each_ttl_of_its_own() -> None:
+    """Silent for 0.8 of a second: what is registered with a ttl of a second is suspect, what has a minute is not."""
+    rig = Rig()
+    link = rig.link(A)
+    rig.register(link, "short", ttl=1.0)
+    rig.register(link, "long", ttl=60.0)
+    session = link.session
+    assert session is not None
+    rig.dispatch.propose_expiries([Silent(session, 1_000, session.stamp_us, final=False)])
+    assert rig.suspects.of(ORDERS) == ["short"]
+    rig.dispatch.propose_expiries([Silent(session, 60_000, session.stamp_us, final=False)])
+    assert rig.suspects.of(ORDERS) == ["short", "long"]
+    assert rig.dispatch.writes == [], "nobody is removed for that"
+
+
 def lose(rig: Rig, links: list[Link], *, within_us: int) -> None:
     for link in links:
         rig.dispatch.closed(link)
