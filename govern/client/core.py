@@ -290,7 +290,7 @@ class ClientCore:
         self._goodbye = None
         self._send_heartbeat(now)  # C2
         self.registrations.connected(resumed=message.resumed, other_cluster=other_cluster)
-        self.views.connected(other_cluster=other_cluster)
+        self.views.connected(now, other_cluster=other_cluster)
         for request in self._reads.values():
             self.outbox.send(request.message, request.request_id)
         self.outbox.tell(self)
@@ -337,7 +337,7 @@ class ClientCore:
         while request_id in self._heartbeats:  # answers come in order: older ones are answered with it
             del self._heartbeats[next(iter(self._heartbeats))]
         self._doubted_at = math.inf
-        self.views.node_fresh(message.fresh)
+        self.views.node_fresh(message.fresh, now)
         _, movements = heartbeat
         if message.state == HEARTBEAT_RESYNC and movements == self.registrations.movements:  # C3
             self.resync.begin(now)

@@ -11,10 +11,13 @@ V7  Suspicion is an overlay: it shows in an instance that is up, and nowhere els
     subscription and the node's own word end it; the node hints anew at whoever is suspect still.
 V8  `Applied` is said of a list or a delta exactly when it has become the view: from then on nobody can be given what it removed.
 V9  A view from the cache is stale until the node has answered, and its lsn is zero: the node sends the whole list. V3 protects it too.
+V10 After a change of cluster a list that lacks an instance in hand is held back for four seconds: a registry that lost its memory learns
+    of the living only as they come back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -31,6 +34,8 @@ SUBSCRIBES_IN_FLIGHT_MAX: Final = 64
 """Subscriptions that are asked for at the same time: each may be answered by a long list."""
 INSTANCES_MAX: Final = 1_000_000
 """A longer list than this is not collected: it is a fault of the other side."""
+DOUBT_SECONDS: Final = 4.0
+"""As long as a node waits for its clients after a start: by then the living have registered again."""
 
 
 def read_instance(public: Any) -> Instance:
@@ -184,6 +189,7 @@ class Views:
         self._in_flight: dict[int, ServiceView] = {}
         self._held_back: dict[ServiceView, None] = {}
         self._fresh = True
+        self._doubt_until = -math.inf
         self._retries: Alarms[ServiceView] = Alarms()
         self._kept: dict[ServiceKey, tuple[Instance, ...]] | None = None  # last lists of services without a view, for the cache
 
@@ -246,9 +252,11 @@ class Views:
 
     # --- the connection -------------------------------------------------------------------------------------------------------
 
-    def connected(self, *, other_cluster: bool) -> None:
+    def connected(self, now: float, *, other_cluster: bool) -> None:
         """A connection is up: subscribe again, from the lsn in hand."""
         self._connected = True
+        if other_cluster:
+            self._doubt_until = now + DOUBT_SECONDS  # V10
         for view in self._views.values():
             if other_cluster:
                 view.lsn = LSN_ZERO  # its numbers mean nothing there; its instances stay until there is a new list
@@ -265,8 +273,10 @@ class Views:
                 self._tell(view)  # whoever waits for a list takes that of the cache now
         self._in_flight.clear()
 
-    def node_fresh(self, fresh: bool) -> None:
+    def node_fresh(self, fresh: bool, now: float) -> None:
         """What the node says of itself with each heartbeat. Costs something only when it is news."""
+        if now >= self._doubt_until:
+            self._doubt_until = -math.inf
         if fresh != self._fresh:
             self._fresh = fresh
             for view in self._views.values():
@@ -342,6 +352,8 @@ class Views:
         view.live, view.fresh = True, message.fresh
         is_older = view.ready and message.lsn < view.lsn  # V1
         is_loss = bool(view.instances) and not instances and not message.fresh  # V3
+        if self._doubt_until > -math.inf and not view.instances.keys() <= instances.keys():
+            is_loss = True  # V10
         view.held_back = is_older or is_loss
         self._fresh = self._fresh and message.fresh
         if view.held_back:
