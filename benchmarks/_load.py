@@ -24,6 +24,7 @@ from ._frames import whole_frames
 CORES: Final = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _REGISTERED_TYPE: Final = 7
+_QUIET_SECONDS: Final = 0.3
 
 
 class WrongAnswer(Exception):
@@ -108,6 +109,16 @@ def _machine_busy_seconds() -> float:
     with open("/proc/stat") as file:
         values = [int(text) for text in file.readline().split()[1:9]]
     return (sum(values) - values[3] - values[4]) / _TICKS
+
+
+def wait_until_quiet(seconds_max: float) -> None:
+    """Wait until the whole machine did next to nothing for a third of a second, but not for ever."""
+    end_at = time.perf_counter() + seconds_max
+    while time.perf_counter() < end_at:
+        busy = _machine_busy_seconds()
+        time.sleep(_QUIET_SECONDS)
+        if _machine_busy_seconds() - busy < _QUIET_SECONDS / 10:
+            return
 
 
 @contextmanager

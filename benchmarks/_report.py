@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
-from ._load import Sample, pin_generator
+from ._load import Sample, pin_generator, wait_until_quiet
 
 
 @attrs.frozen(kw_only=True)
@@ -71,26 +71,31 @@ class Settings:
 
     @property
     def seconds(self) -> float:
-        return 0.7 if self.quick else 2.5
+        return 0.7 if self.quick else 1.5
 
     @property
     def attempts(self) -> int:
-        return 1 if self.quick else 2
+        return 1 if self.quick else 3
 
 
 Emit = Callable[[Figure], None]
 T = TypeVar("T")
 QUIET_CPU: Final = 0.1
 """A run during which other programs had no more of a core than this counts as undisturbed."""
+WAIT_SECONDS_MAX: Final = 8.0
+"""A node closes connections that say nothing for 15 seconds, so the load does not wait longer than this."""
 
 
 def quietest(settings: Settings, attempt: Callable[[], tuple[T, float]]) -> T:
     """What the least disturbed of a few attempts measured. `attempt` gives what it measured and the share of a core that other
     programs had; the choice looks only at the latter, so it does not favour good figures."""
+    if not settings.quick:
+        wait_until_quiet(WAIT_SECONDS_MAX)
     best, disturbed = attempt()
     for _ in range(settings.attempts - 1):
         if disturbed <= QUIET_CPU:
             break
+        wait_until_quiet(WAIT_SECONDS_MAX)
         other, disturbed_then = attempt()
         if disturbed_then < disturbed:
             best, disturbed = other, disturbed_then

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ..environment import Storage
 
 SEGMENT_BYTES_MAX: Final = 256 << 20  # a longer file is none of ours; it is not read into memory
-_READ_BYTES: Final = 4 << 20
+_KEPT_MAX: Final = 3
 
 
 async def list_segments(storage: Storage) -> list[int]:
@@ -72,6 +72,7 @@ class LogReader:
         self._storage = storage
         self._identity = identity
         self._data: bytes | None = None
+        self._kept: dict[int, bytes] = {}
         self._seed = 0
 
     def __repr__(self) -> str:
@@ -121,10 +122,9 @@ class LogReader:
         try:
             if file.size > SEGMENT_BYTES_MAX:
                 raise StorageError(f"{self._storage.name}/{name} has {file.size} bytes and is no segment of the log: move it away")
-            pieces = [await file.read(offset, _READ_BYTES) for offset in range(0, file.size, _READ_BYTES)]
+            data = await file.read(0, file.size)
         finally:
             await file.close()
-        data = b"".join(pieces)
         try:
             check_segment_header(data, self._identity, number)
         except NewerFormat as error:
@@ -133,8 +133,18 @@ class LogReader:
             raise StorageError(f"{self._storage.name}/{name} does not belong there, {error}: move it away") from error
         return data
 
+    async def _load_once(self, number: int) -> bytes:
+        """`load`, for the segments that recovery looks at more than once: the current one and the spares behind it stay in memory."""
+        data = self._kept.get(number)
+        if data is None:
+            data = await self.load(number)
+            self._kept = {kept: bytes_ for kept, bytes_ in self._kept.items() if kept >= self.position.segment_no}
+            if len(self._kept) < _KEPT_MAX:
+                self._kept[number] = data
+        return data
+
     async def _enter(self, number: int) -> None:
-        self._data = await self.load(number)
+        self._data = await self._load_once(number)
         self._seed = batch_seed(self._identity, number)
 
     async def _continue_in_next_segment(self) -> bool:
@@ -142,7 +152,7 @@ class LogReader:
         number = self.position.segment_no + 1
         if number not in self.numbers:
             return False
-        data, seed = await self.load(number), batch_seed(self._identity, number)
+        data, seed = await self._load_once(number), batch_seed(self._identity, number)
         batch = read_batch(data, SEGMENT_HEADER_BYTES, seed)
         if batch is None or (batch.batch_no, batch.crc_before) != (self.position.batch_no, self.position.crc):
             return False
@@ -159,7 +169,7 @@ class LogReader:
             raise self.corrupt("is damaged")
         for number in self.numbers:
             if number > self.position.segment_no:
-                found = find_batch(await self.load(number), SEGMENT_HEADER_BYTES, batch_seed(self._identity, number))
+                found = find_batch(await self._load_once(number), SEGMENT_HEADER_BYTES, batch_seed(self._identity, number))
                 if found is not None:
                     raise self.corrupt("is damaged or followed by a gap")
 
@@ -171,7 +181,7 @@ class LogReader:
         self._data = None
         first = last = self.position.segment_no
         for number in [number for number in self.numbers if number >= first]:
-            data = await self.load(number)
+            data = await self._load_once(number)
             header_is_good = check_segment_header(data, self._identity, number)
             if number == first:  # before the first batch of all there is nothing to keep: a segment without a header is made anew
                 keep, offset = header_is_good or self.position != START, self.position.offset
@@ -183,6 +193,7 @@ class LogReader:
             else:
                 await self._storage.remove(segment_name(number))
                 self.numbers.remove(number)
+        self._kept = {}
         await self._storage.sync_directory()
 
     async def _settle(self, number: int, data: bytes, offset: int, header_is_good: bool) -> None:
