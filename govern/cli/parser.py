@@ -54,8 +54,8 @@ flags:
   -h, --help  show this text, or after a verb what that verb can do
   --version   show the version
 
-Exit codes: 0 done, 1 refused or not found, 2 wrong usage, 3 cannot reach the
-registry.
+Exit codes: 0 done, 1 refused, not found or not well, 2 wrong usage, 3 cannot
+reach the registry.
 """
 
 

@@ -161,8 +161,7 @@ async def test_an_evicted_instance_is_gone_and_explained(programs: Programs) -> 
 async def test_wrong_usage_and_no_registry_are_one_line_each(programs: Programs) -> None:
     """A bad name is 2, a registry that is not there 3."""
     node, nobody = await programs.node(), f"127.0.0.1:{free_port()}"
-    expected = [(("drain", "orders"), node.address, 2), (("evict",), node.address, 2), (("explain",), node.address, 2)]
-    expected += [((verb, "orders", "a b"), node.address, 2) for verb in ("drain", "evict", "explain")]
+    expected = [(("drain", "orders"), node.address, 2), (("evict", "orders", "a b"), node.address, 2), (("explain",), node.address, 2)]
     expected += [((verb, "orders", "one", "--timeout", "0.5"), nobody, 3) for verb in ("drain", "evict", "explain")]
     running = [(programs.govern(*arguments, connect=where), code) for arguments, where, code in expected]
     for program, code in running:
