@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from .errors import RemoteProtocolError
-from .model import Lsn, ServiceKey, check_name, check_namespace
+from .model import LSN_ZERO, Lsn, ServiceKey, check_name, check_namespace
 
 LEASES_MAX: Final = 512
 
@@ -55,6 +55,8 @@ def instance_id(value: object) -> str:
 def lsn(value: object) -> Lsn:
     if type(value) is not list or len(value) != 2:
         raise _bad("an lsn [term, seq]", value)
+    if value == [0, 0] and type(value[0]) is type(value[1]) is int:
+        return LSN_ZERO  # as in nearly every registration
     return Lsn(number(value[0]), number(value[1]))
 
 

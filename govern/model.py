@@ -202,6 +202,8 @@ def check_port(value: object) -> int:
 
 def check_text(value: object, what: str) -> str:
     """A short free text: protocol, zone or version; raises `Invalid`."""
+    if value == "":
+        return ""
     if type(value) is not str or _text_matches(value) is None:
         raise _refuse(what, value, "at most 64 characters from A-Z a-z 0-9 . _ : / @ + - and blanks")
     return value

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from ..model import Lsn, ServiceKey
-from .digests import lease_digest
+from .digests import key_digest, lease_digest, lease_key
 from .entries import ExpireOp
 
 SILENCE_MS_DEFAULT: Final = 5_000
@@ -82,7 +82,7 @@ class Session:
 
     def lease(self, service: ServiceKey, instance_id: str) -> Lease | None:
         """What the session holds of that instance."""
-        held = self._held.get(_key(service, instance_id))
+        held = self._held.get(lease_key(service, instance_id))
         return None if held is None else Lease(Lsn(held[0], held[1]), held[2])
 
     def leases(self) -> Iterator[tuple[ServiceKey, str, Lease]]:
@@ -97,36 +97,37 @@ class Session:
         return any(held[2] == ttl_ms for held in self._held.values())
 
     def put(self, service: ServiceKey, instance_id: str, lease: Lease) -> None:
-        """Hold this lease; one of the same instance must not be held."""
+        """Hold this lease, in place of one of the same instance."""
+        key = lease_key(service, instance_id)
         (term, seq), ttl_ms = lease
-        self._held[_key(service, instance_id)] = (term, seq, ttl_ms)
-        self.count += 1
-        self.digest ^= lease_digest(service, instance_id, lease.lease_id)
+        former = self._held.get(key)
+        if former is None:
+            self.count += 1
+        else:
+            self.digest ^= key_digest(key, former[0], former[1])
+        self._held[key] = (term, seq, ttl_ms)
+        self.digest ^= key_digest(key, term, seq)
 
     def drop(self, service: ServiceKey, instance_id: str) -> None:
         """Do not hold that instance any more, if it is held."""
-        held = self._held.pop(_key(service, instance_id), None)
+        key = lease_key(service, instance_id)
+        held = self._held.pop(key, None)
         if held is not None:
             self.count -= 1
-            self.digest ^= lease_digest(service, instance_id, Lsn(held[0], held[1]))
+            self.digest ^= key_digest(key, held[0], held[1])
 
     def note_replaced(self, service: ServiceKey, instance_id: str, request_id: int) -> None:
         """Another session took that instance from the registration that had this request id."""
         if len(self.replaced) >= REPLACED_MAX:
             del self.replaced[next(iter(self.replaced))]
-        self.replaced[_key(service, instance_id)] = request_id
+        self.replaced[lease_key(service, instance_id)] = request_id
 
     def was_replaced(self, service: ServiceKey, instance_id: str, request_id: int) -> bool:
         """Whether a registration with that request id was carried out and has lost the instance since: its repetition must not win."""
-        return request_id <= self.replaced.get(_key(service, instance_id), -1)
+        return request_id <= self.replaced.get(lease_key(service, instance_id), -1)
 
     def __repr__(self) -> str:
         return f"<Session {self.session_id.hex()[:8]} attempt={self.attempt} leases={self.count} stamp={self.stamp_us}>"
-
-
-def _key(service: ServiceKey, instance_id: str) -> str:
-    """`namespace/service instance_id`: it can be taken apart again, because a blank occurs in no name and a slash in no namespace."""
-    return f"{service[0]}/{service[1]} {instance_id}"
 
 
 def silence_us(ttl_ms: int) -> int:
@@ -202,7 +203,6 @@ class Sessions:
         """The session holds this lease from now on. An unknown session (found while loading) is created with full grace (rule E5)."""
         session = self._sessions.get(session_id) or self._add(session_id)
         self.holders += not session.count
-        session.drop(service, instance_id)
         session.put(service, instance_id, lease)
         if lease.ttl_ms not in session.watched:
             self._watch(session, lease.ttl_ms)

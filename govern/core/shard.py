@@ -82,10 +82,11 @@ class Outcome(NamedTuple):
 class Service:
     """The committed instances of one service, and its encoded view."""
 
-    __slots__ = ("bodies", "entries", "key", "lsn", "text")
+    __slots__ = ("bodies", "entries", "key", "lsn", "slot", "text")
 
-    def __init__(self, key: ServiceKey) -> None:
+    def __init__(self, key: ServiceKey, slot: Slot) -> None:
         self.key = key
+        self.slot = slot
         self.text = str(key)
         self.lsn = LSN_ZERO
         self.entries: dict[str, bytes] = {}
@@ -166,7 +167,8 @@ class Shard:
 
     def number(self, op: Op, term: int) -> tuple[int, int, int]:
         """The next `(slot, term, seq)` for an operation that is about to be appended."""
-        slot = self._slot(op.service)
+        service: Service | None = self._services.get(op.service)
+        slot = self._slot(op.service) if service is None else service.slot
         slot.appended += 1
         return slot.number, term, slot.appended
 
@@ -352,7 +354,7 @@ class Shard:
         return slot
 
     def _add_service(self, slot: Slot, key: ServiceKey) -> Service:
-        service = self._services[key] = Service(key)
+        service = self._services[key] = Service(key, slot)
         self._slot_services.setdefault(slot.number, {})[key] = service
         return service
 
