@@ -325,7 +325,9 @@ class Storm(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.node.refusals.clear()
-        for _ in range(40):
+        for turn in range(40):
+            if turn == 20:
+                self.show_what_was_lost()
             if self.core.phase is Phase.DOWN:
                 self.connect()
             while self.to_node or self.to_client:
@@ -338,6 +340,16 @@ class Storm(RuleBasedStateMachine):
             self.reach_node(6)
             self.reach_client(6)
         self.check_calm()
+
+    def show_what_was_lost(self) -> None:
+        """A push that was lost shows with the next one: let there be a next one in every service."""
+        for service in list(self.node.subscriptions):
+            key = (service, "passing")
+            fields = client_fields(Instance(id="passing", host="passing", port=9))
+            self.node.put(key, RIVAL, 1_000_000, fields)
+            self.collect_node()
+            self.node.remove(key)
+            self.collect_node()
 
     def check_calm(self) -> None:
         core, node = self.core, self.node
