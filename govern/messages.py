@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final
 
 import attrs
 import msgpack
@@ -40,8 +40,6 @@ _ARRAY_ITEMS_MAX: Final = 1024
 _MAP_ITEMS_MAX: Final = 64
 _TEXT_BYTES_MAX: Final = 64 * 1024
 _LENGTH = struct.Struct(">I")
-
-M = TypeVar("M", bound="Message")
 
 
 def _field(check: Callable[[object], Any], **options: Any) -> Any:

@@ -24,10 +24,8 @@ import msgpack
 
 from .errors import Invalid
 
-NAME_LENGTH_MAX: Final = 255
 METADATA_KEYS_MAX: Final = 64
 METADATA_BYTES_MAX: Final = 4096
-TEXT_LENGTH_MAX: Final = 64  # protocol, zone, version
 TTL_SECONDS_MIN: Final = 1.0
 TTL_SECONDS_MAX: Final = 3600.0
 TTL_SECONDS_DEFAULT: Final = 5.0

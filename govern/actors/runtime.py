@@ -28,8 +28,7 @@ Known limit: everything here lives in one trio loop; nothing is safe to call fro
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
@@ -117,24 +116,6 @@ class Request(Generic[R]):
 def _why_stopped(error: BaseException | None) -> str:
     cause = "without an answer" if error is None else f"by {type(error).__name__}"
     return f"the actor ended {cause} while it worked on the request: its outcome is unknown"
-
-
-@contextmanager
-def in_hand(messages: Iterable[object]) -> Iterator[None]:
-    """Open the replies of a whole batch: requests among `messages` that are not answered when the block is left, in whatever way, fail
-    with `ActorStopped`. Leaving the block normally with one unanswered is a bug."""
-    requests = [message for message in messages if isinstance(message, Request)]
-    error: BaseException | None = None
-    try:
-        yield
-    except BaseException as caught:
-        error = caught
-        raise
-    finally:
-        forgotten = [request for request in requests if not request.reply.settled]
-        for request in forgotten:
-            request.reply.fail(ActorStopped(_why_stopped(error)))
-        assert error is not None or not forgotten, f"left without an answer: {forgotten!r}"
 
 
 # --- mailboxes --------------------------------------------------------------------------------------------------------------

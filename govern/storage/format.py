@@ -29,7 +29,6 @@ FORMAT_VERSION: Final = 1
 SECTOR: Final = 512
 SEGMENT_HEADER_BYTES: Final = 4096
 BATCH_BYTES_MAX: Final = 1 << 20  # payload of one batch; the writer splits what is longer
-RECORD_BYTES_MAX: Final = BATCH_BYTES_MAX - 64  # payload of one record, so that one record always fits into a batch
 
 _SEGMENT_MAGIC: Final = b"govern log\r\n\x1a\n\x00\x00"
 _BATCH_MAGIC: Final = 0x42_76_6F_67  # "govB" in the file
@@ -42,7 +41,6 @@ _record_header = struct.Struct("<IBHQQ")
 _u32 = struct.Struct("<I")
 
 BATCH_OVERHEAD: Final = _batch_header.size + _u32.size
-RECORD_OVERHEAD: Final = _record_header.size
 
 
 class FormatError(ValueError):

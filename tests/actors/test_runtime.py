@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 import attrs
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
-from govern.actors.runtime import ActorStopped, Mailbox, MailboxFull, MailboxStatistics, Reply, Request, ask, in_hand
+from govern.actors.runtime import ActorStopped, Mailbox, MailboxFull, MailboxStatistics, Reply, Request, ask
 from govern.errors import Overloaded, Stopped
 
 
@@ -329,15 +329,14 @@ async def test_ask_returns_the_answer(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("how", ["exception", "cancellation"])
-@pytest.mark.parametrize("batch", [True, False])
-async def test_the_asker_never_hangs_when_the_actor_ends_with_the_request_in_hand(how: str, batch: bool, autojump_clock: MockClock) -> None:
+async def test_the_asker_never_hangs_when_the_actor_ends_with_the_request_in_hand(how: str, autojump_clock: MockClock) -> None:
     """Leaving the block by an exception or by cancellation fails the reply with `ActorStopped`: the outcome is unknown."""
     box: Mailbox[Double] = Mailbox("box", capacity=2)
 
     async def actor() -> None:
         with trio.move_on_after(1):
             request = await box.get()
-            with in_hand([request]) if batch else request.reply:
+            with request.reply:
                 if how == "cancellation":
                     await trio.sleep_forever()
                 raise OSError("disk")
@@ -355,35 +354,14 @@ async def test_the_asker_never_hangs_when_the_actor_ends_with_the_request_in_han
         assert isinstance(caught.value, Stopped)
 
 
-async def test_a_batch_keeps_the_answers_that_were_given() -> None:
-    """Only the requests of a batch that were not answered fail; messages without a reply are no matter."""
-    done, failed, lost = Double(Reply(), 1), Double(Reply(), 2), Double(Reply(), 3)
-
-    def work() -> None:
-        with in_hand([done, "a tick", failed, lost]):
-            done.reply.answer(2)
-            failed.reply.fail(Overloaded("later"))
-            raise OSError("disk")
-
-    with pytest.raises(OSError, match="disk"):
-        work()
-    assert await done.reply.wait() == 2
-    with pytest.raises(Overloaded):
-        await failed.reply.wait()
-    with pytest.raises(ActorStopped):
-        await lost.reply.wait()
-
-
 async def test_forgetting_to_answer_is_a_bug_and_still_wakes_the_asker() -> None:
     """Leaving the block normally without an answer asserts in the actor, and its asker does not hang."""
-    ways: list[Callable[[Double], AbstractContextManager[object]]] = [lambda request: request.reply, lambda request: in_hand([request])]
-    for opened in ways:
-        request = Double(Reply(), 1)
-        with pytest.raises(AssertionError, match="without an answer"):
-            with opened(request):
-                pass
-        with pytest.raises(ActorStopped):
-            await request.reply.wait()
+    request = Double(Reply(), 1)
+    with pytest.raises(AssertionError, match="without an answer"):
+        with request.reply:
+            pass
+    with pytest.raises(ActorStopped):
+        await request.reply.wait()
 
 
 async def test_answering_twice_is_a_bug() -> None:
