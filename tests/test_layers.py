@@ -6,7 +6,7 @@ The rules are data below; each is also shown to catch a small bad example, so th
     client    never actors: a client runs without a node in its process
     machine   sockets, files, clocks, chance and threads are behind the doors of `environment.py`; the simulated twins may only build
               seeded generators; the command line may look at its process
-    trio      its private names belong to `testing/run.py`
+    trio      its private names belong to `testing/scheduler.py`
 """
 
 from __future__ import annotations
@@ -156,18 +156,18 @@ def find_unseeded_chance(path: str, tree: ast.Module) -> Iterator[str]:
 
 def find_private_trio(path: str, tree: ast.Module) -> Iterator[str]:
     """Private names of trio are touched in one file, so that a new trio breaks one file."""
-    if path == "govern/testing/run.py":
+    if path == "govern/testing/scheduler.py":
         return
     for line, name in imported(path, tree):
         if inside(name, "trio") and any(part.startswith("_") for part in name.split(".")):
-            yield f"{path}:{line} must not import {name}: private names of trio belong to govern/testing/run.py"
+            yield f"{path}:{line} must not import {name}: private names of trio belong to govern/testing/scheduler.py"
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Attribute)
             and inside(dotted(node), "trio")
             and any(part.startswith("_") for part in dotted(node).split("."))
         ):
-            yield f"{path}:{node.lineno} must not use {dotted(node)}: private names of trio belong to govern/testing/run.py"
+            yield f"{path}:{node.lineno} must not use {dotted(node)}: private names of trio belong to govern/testing/scheduler.py"
 
 
 RULES: Final = (find_core_imports, find_upward_imports, find_machine, find_unseeded_chance, find_private_trio)
@@ -227,5 +227,5 @@ def test_what_is_meant_is_allowed(path: str, source: str) -> None:
 
 def test_the_package_is_seen() -> None:
     """The rules read the real tree: the modules of which they speak exist."""
-    for path in ("govern/core/slots.py", "govern/net/tcp.py", "govern/storage/files.py", "govern/testing/run.py"):
+    for path in ("govern/core/slots.py", "govern/net/tcp.py", "govern/storage/files.py", "govern/testing/scheduler.py"):
         assert path in MODULES

@@ -1,8 +1,6 @@
 """One simulated run: trio with a virtual clock, and every choice of its scheduler drawn from a seed.
 
-Trio is deterministic but for one thing: the order in which it takes the tasks that can run. Two private names of trio govern that
-order, a flag and a generator; they are set for the time of a run and put back after it. This is the only module that touches them, and
-a test says so plainly when a new trio no longer has them.
+What orders the tasks is `scheduler.py`; here is the run around it: the clock, the trace, and the watch that ends what would not end.
 
 R1  The same seed and the same scenario give the same steps, in this process and in any other, whatever PYTHONHASHSEED is; provided that
     the scenario takes everything else that can differ from its environment, and uses neither threads nor sockets.
@@ -28,8 +26,9 @@ from typing import Final, Generic, TypeVar
 
 import attrs
 import trio
-from trio._core import _run as _trio_run
 from trio.testing import MockClock
+
+from .scheduler import Scheduler, install
 
 T = TypeVar("T")
 
@@ -75,8 +74,9 @@ class Outcome(Generic[T]):
 class _Trace(trio.abc.Instrument):
     """A hash over all steps so far. Tasks are numbered as they are born, which is the same in every run; addresses are not."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_step: Callable[[float, str], None] | None) -> None:
         self.steps = 0
+        self._on_step = on_step
         self.last: deque[tuple[float, str]] = deque(maxlen=_STEPS_KEPT)
         self._hash = hashlib.blake2b(digest_size=16)
         self._labels: dict[trio.lowlevel.Task, str] = {}
@@ -95,6 +95,8 @@ class _Trace(trio.abc.Instrument):
         step = (trio.current_time(), self._labels[task])
         self.last.append(step)
         self._hash.update(repr(step).encode())
+        if self._on_step is not None:
+            self._on_step(*step)
 
     def task_exited(self, task: trio.lowlevel.Task) -> None:
         del self._labels[task]
@@ -142,14 +144,16 @@ def simulate(
     scenario: Callable[..., Awaitable[T]],
     *args: object,
     horizon: float = 3600.0,
+    on_step: Callable[[float, str], None] | None = None,
 ) -> Outcome[T]:
     """Run `await scenario(seed, *args)` under a virtual clock that starts at 0 and jumps over idle time.
 
-    Everything is decided by `seed` (R1). `horizon` is in virtual seconds. Raises what the scenario raises (R3), or `Deadlock`,
+    Everything is decided by `seed` (R1). `horizon` is in virtual seconds. `on_step` is told the virtual time and the
+    task of every step, so that two runs can be compared; it must not raise. Raises what the scenario raises (R3), or `Deadlock`,
     `Livelock` or `HorizonPassed` (R2). Not to be called from inside a running trio loop.
     """
     scope = trio.CancelScope()
-    trace, watch = _Trace(), _Watch(scope, horizon)
+    trace, watch = _Trace(on_step), _Watch(scope, horizon)
     end_seconds = [0.0]
 
     async def run_scenario() -> list[T]:
@@ -161,18 +165,13 @@ def simulate(
             end_seconds[0] = trio.current_time()
         return results
 
-    saved = _trio_run._ALLOW_DETERMINISTIC_SCHEDULING, _trio_run._r.getstate()
-    vars(_trio_run)["_ALLOW_DETERMINISTIC_SCHEDULING"] = True  # by name, because trio declares it final
-    _trio_run._r.seed(seed)
     failure: BaseException | None = None
     results: list[T] = []
     try:
-        results = trio.run(run_scenario, clock=MockClock(autojump_threshold=0), instruments=[trace, watch])
+        with install(Scheduler(seed)):
+            results = trio.run(run_scenario, clock=MockClock(autojump_threshold=0), instruments=[trace, watch])
     except BaseException as error:
         failure = error
-    finally:
-        vars(_trio_run)["_ALLOW_DETERMINISTIC_SCHEDULING"] = saved[0]
-        _trio_run._r.setstate(saved[1])
     if failure is None and results:
         return Outcome(result=results[0], trace=trace.digest, steps=trace.steps, simulated_seconds=end_seconds[0])
     raise _explain(failure, watch.found, f"seed {seed}, {end_seconds[0]:.6f} simulated seconds", trace)

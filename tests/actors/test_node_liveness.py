@@ -27,9 +27,9 @@ from govern.messages import (
     View,
 )
 from govern.model import Lsn
+from govern.testing.world import World as Machines
+from govern.testing.world import open_world as open_machines
 
-from ..sim.world import World as Machines
-from ..sim.world import open_world as open_machines
 from .test_node_sim import ORDERS, READY_HOLD_SECONDS, RawClient, World, open_world, register, run
 
 

@@ -23,7 +23,7 @@ from govern.messages import Refused, View
 from govern.messages import encode as encode_message
 from govern.model import LSN_ZERO, Instance, Lsn, ServiceKey, Status
 from govern.storage.sim import SimFiles
-from tests.sim.world import World, open_world
+from govern.testing.world import World, open_world
 
 from .helpers import ORDERS, Pair
 

@@ -20,7 +20,7 @@ from govern.environment import Environment, Network, SimulatedClock
 from govern.errors import GovernError, Invalid, Stopped, Superseded, Unreachable
 from govern.messages import Delta, Hello, HelloOk, Message, Refused, decode, encode
 from govern.model import LSN_ZERO, Lsn, ServiceKey
-from tests.sim.world import World, open_world
+from govern.testing.world import World, open_world
 
 Handler = Callable[[trio.abc.HalfCloseableStream], Awaitable[None]]
 

@@ -21,8 +21,7 @@ from govern.model import Instance, Lsn, Status, client_fields
 from govern.net.frames import FrameReader
 from govern.storage.sim import SimFiles
 from govern.testing import simulate
-
-from .world import PORT, Program, World, open_world
+from govern.testing.world import PORT, Program, World, open_world
 
 NODE = f"node1:{PORT}"
 

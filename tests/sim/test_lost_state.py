@@ -8,8 +8,7 @@ import trio
 import govern
 from govern.environment import Environment
 from govern.testing import simulate
-
-from .world import PORT, open_world
+from govern.testing.world import PORT, open_world
 
 PROVIDERS = 5
 

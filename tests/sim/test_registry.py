@@ -11,8 +11,7 @@ from govern.core.entries import unpack_entry
 from govern.environment import Environment
 from govern.model import Change, ServiceKey
 from govern.testing import simulate
-
-from .world import PORT, Program, World, open_world
+from govern.testing.world import PORT, Program, World, open_world
 
 SERVICES = ("orders", "payments", "{shop}/cart")
 

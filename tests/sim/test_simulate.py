@@ -162,7 +162,7 @@ def test_a_run_leaves_the_scheduler_as_it_was() -> None:
 
 
 def test_trio_still_has_the_private_names() -> None:
-    """Canary: when a new trio fails here, govern/testing/run.py must learn its new way to order tasks."""
+    """Canary: when a new trio fails here, govern/testing/scheduler.py must learn its new way to order tasks."""
     assert type(vars(trio_run).get("_ALLOW_DETERMINISTIC_SCHEDULING")) is bool
     assert callable(getattr(vars(trio_run).get("_r"), "shuffle", None))
 
