@@ -47,7 +47,7 @@ MACHINE_ALLOWED: Final = {  # a path, or the start of one: which modules of the 
     "govern/__main__.py": ("os", "signal", "sys"),
     "govern/client/where.py": ("os",),  # GOVERN_CONNECT, and nothing else of it
 }
-SEEDED_ONLY: Final = ("govern/net/sim.py", "govern/net/sim_link.py", "govern/storage/sim.py", "govern/testing/")
+SEEDED_ONLY: Final = ("govern/net/sim.py", "govern/net/sim_faults.py", "govern/net/sim_link.py", "govern/storage/sim.py", "govern/testing/")
 MACHINE_CALLS: Final = {  # names that reach for the machine without importing it: where they are allowed
     "datetime.now": (),
     "datetime.utcnow": (),

@@ -4,10 +4,10 @@ One `SimNetwork` is the world; `network.host("node1")` is the Network door of on
 `127.0.0.1`, `::1` and `localhost` mean the host itself. What the wire does is in `net/sim_link.py`; here are the machines at its
 ends, and the faults:
 
-    rules        an ordered list of functions that see every segment; the first answer wins; in force inside a `with`
-    partition    all segments between two groups wait until `heal`; `hold` and `release` are the same, one way
+    rules, partitions, slowness      are in `net/sim_faults.py`
     cut          connections are reset, a suffix of what was in flight is lost
-    crash        a host is fenced: whatever its tasks still do while they are cancelled has no effect on anybody
+    crash        a host is fenced: whatever its tasks still do while they are cancelled has no effect on anybody; when it is silent,
+                 the peers are not told and their connections stay half-open
 
 N1  Nothing moves but through `run`, and nothing is random but through generators derived from the seed and a name: the same seed
     and the same calls give the same world, and more traffic in one place does not reshuffle another.
@@ -30,7 +30,8 @@ from typing import Final
 import attrs
 import trio
 
-from .sim_link import CUT, HOLD, End, Judge, Link, Traffic, Verdict, connect_ends
+from .sim_faults import Faults
+from .sim_link import CUT, HOLD, End, Judge, Link, Tap, Traffic, Verdict, connect_ends
 
 __all__ = ["CUT", "HOLD", "SimConnection", "SimHost", "SimNetwork", "SimPoller", "SimStream", "Verdict"]
 
@@ -357,11 +358,11 @@ class SimHost:
         assert isinstance(stream, SimStream)
         return stream.local_host
 
-    def fence(self) -> None:
-        """End this life of the machine (N2)."""
+    def fence(self, *, silent: bool = False) -> None:
+        """End this life of the machine (N2); a silent one resets nothing."""
         self.fenced = True
         for end in list(self.ends):
-            end.fence()
+            end.fence(silent=silent)
         self.ends.clear()
         for listener in list(self.listeners.values()):
             listener.close()
@@ -417,12 +418,16 @@ class SimNetwork:
         self._seed = seed
         self._delay_seconds_max = delay_seconds_max
         self._window_bytes = window_bytes
-        self._traffic = Traffic(self._judge)
+        self._faults = Faults(self.new_random, delay_seconds_max)
+        self._traffic = Traffic(self._faults.judge)
         self._hosts: dict[str, SimHost] = {}
         self._links: dict[tuple[str, str], Link] = {}
-        self._rules: list[Judge] = []
-        self._partitioned: dict[tuple[str, str], None] = {}
-        self._holding: dict[tuple[str, str], None] = {}
+
+    @property
+    def taps(self) -> list[Tap]:
+        """Each is called as `tap(source, target, connection_number, data)` with the bytes that arrive at a machine that lives, before
+        its program reads them. Machines are told by their names; both directions of a connection have the same number."""
+        return self._traffic.taps
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move everything, until cancelled; one task of the simulation."""
@@ -434,6 +439,9 @@ class SimNetwork:
         host = self._hosts.get(name)
         if host is None or host.fenced:
             host = self._hosts[name] = SimHost(self, name)
+            if name in self._faults.dark:
+                del self._faults.dark[name]
+                self._traffic.offer_held()
         return host
 
     # --- faults ---
@@ -442,31 +450,46 @@ class SimNetwork:
     def rule(self, judge: Judge) -> Generator[None]:
         """Ask `judge(source, target, data)` about every segment: None (no opinion), a delay in seconds, `CUT` or `HOLD`. The first rule
         with an opinion decides; `data` is empty for the opening and the end of a connection."""
-        self._rules.append(judge)
+        self._faults.rules.append(judge)
         try:
             yield
         finally:
-            self._rules.remove(judge)
+            self._faults.rules.remove(judge)
             self._traffic.offer_held()
 
     def partition(self, a: str | Iterable[str], b: str | Iterable[str]) -> None:
         """Hold everything between two groups of hosts, both ways, until `heal`."""
-        for one in _names(a):
-            for other in _names(b):
-                self._partitioned[one, other] = self._partitioned[other, one] = None
+        self._faults.block(a, b)
+        self._faults.block(b, a)
+
+    def partition_oneway(self, source: str | Iterable[str], target: str | Iterable[str]) -> None:
+        """Hold everything from one group of hosts to another until `heal`; the other way is open."""
+        self._faults.block(source, target)
+
+    def isolate(self, name: str) -> None:
+        """Hold everything between a host and all others, those of the future too, until `heal`."""
+        self._faults.isolated[name] = None
+
+    def slow(self, a: str, b: str, seconds: float) -> None:
+        """Every segment between two hosts takes up to so many seconds longer, until `heal`."""
+        self._faults.slow(a, b, seconds)
+
+    def clog(self, a: str, b: str, bytes_per_second: float) -> None:
+        """Segments between two hosts queue behind each other at that rate, each way, until `heal`."""
+        self._faults.clog(a, b, bytes_per_second)
 
     def heal(self) -> None:
-        """End all partitions: what waited arrives now."""
-        self._partitioned.clear()
+        """End all partitions, isolations, slowness and clogs: what waited arrives now."""
+        self._faults.heal()
         self._traffic.offer_held()
 
     def hold(self, source: str, target: str) -> None:
         """Hold everything from one host to another, one way, until `release`."""
-        self._holding[source, target] = None
+        self._faults.holding[source, target] = None
 
     def release(self, source: str, target: str) -> None:
         """End a `hold`: what waited arrives now."""
-        self._holding.pop((source, target), None)
+        self._faults.holding.pop((source, target), None)
         self._traffic.offer_held()
 
     def cut(self, name: str, other: str | None = None) -> None:
@@ -475,10 +498,17 @@ class SimNetwork:
             if other is None or end.outgoing.link.target == other:
                 end.cut()
 
-    def crash(self, name: str) -> None:
-        """End the life of a host now: call it before its tasks are cancelled (N2). Its peers see a reset after a delay, and
-        `host(name)` is a fresh machine from now on."""
-        self.host(name).fence()
+    def crash(self, name: str, *, silent: bool = False) -> None:
+        """End the life of a host now: call it before its tasks are cancelled (N2).
+
+        Its peers see a reset after a delay. When it is `silent`, as a machine that lost its power is, they see nothing: what they send
+        waits, dials are not answered, and only the next life of the machine, which begins with `host(name)`, answers with resets.
+        """
+        host = self._hosts.get(name)
+        if host is not None and not host.fenced:
+            host.fence(silent=silent)
+        if silent:
+            self._faults.dark[name] = None
 
     # --- for hosts ---
 
@@ -506,16 +536,3 @@ class SimNetwork:
             chance = self.new_random(f"{source}->{target}")
             link = self._links[source, target] = Link(source, target, chance, self._delay_seconds_max)
         return link
-
-    def _judge(self, source: str, target: str, data: bytes) -> float | Verdict | None:
-        if (source, target) in self._partitioned or (source, target) in self._holding:
-            return HOLD
-        for judge in self._rules:
-            verdict = judge(source, target, data)
-            if verdict is not None:
-                return verdict
-        return None
-
-
-def _names(names: str | Iterable[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)

@@ -43,6 +43,7 @@ CUT: Final = Verdict.CUT
 HOLD: Final = Verdict.HOLD
 
 Judge = Callable[[str, str, bytes], "float | Verdict | None"]
+Tap = Callable[[str, str, int, bytes], None]
 
 
 class Kind(enum.Enum):
@@ -71,6 +72,8 @@ class Traffic:
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
         self.held: dict[Pipe, None] = {}
+        self.taps: list[Tap] = []
+        self.connections = 0
         self._heap: list[tuple[float, int, Pipe, Segment]] = []
         self._sent = 0
         self._sooner = trio.Event()
@@ -117,8 +120,9 @@ class Link:
 class Pipe:
     """One direction of one connection, from `sender` to `receiver`."""
 
-    def __init__(self, traffic: Traffic, link: Link, sender: End, receiver: End) -> None:
+    def __init__(self, traffic: Traffic, link: Link, sender: End, receiver: End, number: int) -> None:
         self.link = link
+        self.number = number
         self.used_bytes = 0  # L2: in flight, waiting or unread
         self._traffic = traffic
         self._sender = sender
@@ -159,6 +163,10 @@ class Pipe:
                 self._waiting.append(held)  # without it the reset would be the first thing the other side hears
             self.offer(Kind.RESET)
 
+    def forget_waiting(self) -> None:
+        """The sender is gone and will not send again what a rule held."""
+        self._waiting.clear()
+
     def reset_from_between(self) -> None:
         """Something between the hosts breaks the connection: as `reset`, but no rule is asked."""
         if not self._over or self._waiting:
@@ -176,8 +184,12 @@ class Pipe:
         """The segment is due."""
         first = self._flying.popleft()
         assert first is segment, "a pipe delivers in the order of sending (L1)"
-        if not segment.lost:
-            self._receiver.arrive(segment)
+        if segment.lost:
+            return
+        if segment.kind is Kind.DATA and self._receiver.hears:
+            for tap in self._traffic.taps:
+                tap(self.link.source, self.link.target, self.number, segment.data)
+        self._receiver.arrive(segment)
 
     def free(self, size: int) -> None:
         """The receiver has read so many bytes; the sender has room again."""
@@ -222,6 +234,11 @@ class End:
         self._peer_finished = False
         self.finished = False
         """This side has said that it sends no more."""
+
+    @property
+    def hears(self) -> bool:
+        """Bytes that arrive now can still be read."""
+        return not (self.fenced or self.closed or self.broken)
 
     @property
     def readable(self) -> bool:
@@ -294,10 +311,13 @@ class End:
         self.outgoing.reset_from_between()
         self.incoming.reset_from_between()
 
-    def fence(self) -> None:
-        """The host of this end is gone: nothing more leaves it, and the other side is reset."""
+    def fence(self, *, silent: bool = False) -> None:
+        """The host of this end is gone: nothing more leaves it, and the other side is reset, unless it happens in silence."""
         if not self.fenced:
-            self.outgoing.reset()
+            if silent:
+                self.outgoing.forget_waiting()
+            else:
+                self.outgoing.reset()
             self.fenced = True
             self._unread.clear()
             self.changed()
@@ -305,6 +325,8 @@ class End:
     def arrive(self, segment: Segment) -> None:
         """A segment of the other end is here."""
         if self.fenced:
+            if segment.kind is not Kind.RESET:
+                self.outgoing.reset()  # the next life of the machine knows nothing of this connection, and says so
             return
         if segment.kind is Kind.OPEN:
             self._arrive_dial()
@@ -339,6 +361,7 @@ class End:
 
 def connect_ends(traffic: Traffic, there: Link, back: Link, dialler: End, dialled: End) -> None:
     """Join two ends by two pipes and send the opening."""
-    dialler.outgoing = dialled.incoming = Pipe(traffic, there, dialler, dialled)
-    dialled.outgoing = dialler.incoming = Pipe(traffic, back, dialled, dialler)
+    traffic.connections += 1
+    dialler.outgoing = dialled.incoming = Pipe(traffic, there, dialler, dialled, traffic.connections)
+    dialled.outgoing = dialler.incoming = Pipe(traffic, back, dialled, dialler, traffic.connections)
     dialler.outgoing.offer(Kind.OPEN)

@@ -18,7 +18,7 @@ M4  Each step that can be torn apart is an operation of its own for `before`, `f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import attrs
@@ -120,6 +120,8 @@ class _Disk:
     operations: int = 0
     capacity_bytes: int | None = None
     latency_seconds: tuple[float, float] = (0.0, 0.0)
+    lose_syncs: bool = False
+    hung: trio.Event | None = None
     before: Callable[[Operation], None] | None = None
     fails: Callable[[Operation], bool] | None = None
 
@@ -210,7 +212,8 @@ class SimFile:
         except StorageFailed:
             self._contents.tear(self._storage.chance)  # M2
             raise
-        self._contents.sync(end)
+        if not self._storage.lose_syncs:
+            self._contents.sync(end)
 
 
 class SimStorage:
@@ -275,6 +278,39 @@ class SimStorage:
     def fails(self, value: Callable[[Operation], bool] | None) -> None:
         self._disk.fails = value
 
+    @property
+    def lose_syncs(self) -> bool:
+        """While True the disk lies: a sync returns and nothing has become durable. Nothing acknowledged meanwhile is safe from a loss of
+        power; what must hold still is that a node starts with something that it once had."""
+        return self._disk.lose_syncs
+
+    @lose_syncs.setter
+    def lose_syncs(self, value: bool) -> None:
+        self._disk.lose_syncs = value
+
+    def hang(self) -> None:
+        """Let every operation wait until `unhang`, or until its door dies."""
+        if self._disk.hung is None:
+            self._disk.hung = trio.Event()
+
+    def unhang(self) -> None:
+        """Let the operations that wait go on."""
+        if self._disk.hung is not None:
+            self._disk.hung.set()
+            self._disk.hung = None
+
+    def image(self) -> Mapping[str, bytes]:
+        """What the platter has now, for `restore`."""
+        return {name: bytes(contents.platter) for name, contents in sorted(self._disk.platter_names.items())}
+
+    def restore(self, image: Mapping[str, bytes]) -> None:
+        """Put the disk of a machine that does not run back to an earlier image; an empty one wipes it."""
+        assert self._disk.holder is None, "the directory is in use"
+        names = {name: _Contents(bytearray(data), bytearray(data)) for name, data in image.items()}
+        self._disk.names, self._disk.platter_names = names, dict(names)
+        self._disk.settled += len(self._disk.unsynced)
+        self._disk.unsynced.clear()
+
     def contents(self, name: str) -> bytes:
         """What a file holds now."""
         return bytes(self._disk.names[name].now)
@@ -306,6 +342,9 @@ class SimStorage:
 
     def _die(self, reason: str) -> None:
         self._dead = reason
+        if self._disk.hung is not None:  # who waits in this door must learn it; who comes through another one waits on
+            self._disk.hung.set()
+            self._disk.hung = trio.Event()
         if self._disk.holder is self:
             self._disk.holder = None
 
@@ -321,6 +360,9 @@ class SimStorage:
             with trio.move_on_after(self._disk.chance.uniform(low, high)) as scope:
                 scope.shield = True
                 await trio.sleep_forever()
+        while self._disk.hung is not None and self._dead is None:
+            with trio.CancelScope(shield=True):  # ended by `unhang` or by the death of the door, not by a deadline
+                await self._disk.hung.wait()
         self._check_alive()
         self._disk.operations += 1
         operation = Operation(self._disk.operations, kind, name)
@@ -380,7 +422,8 @@ class SimStorage:
         except StorageFailed:
             contents.tear(self.chance)
             raise
-        contents.sync(contents.settled + len(contents.unsynced))
+        if not self._disk.lose_syncs:
+            contents.sync(contents.settled + len(contents.unsynced))
         return SimFile(self, name, contents)
 
     async def open(self, name: str) -> SimFile:
@@ -403,7 +446,8 @@ class SimStorage:
     async def sync_directory(self) -> None:
         end = self._disk.settled + len(self._disk.unsynced)  # what is renamed while the disk works is for the next sync
         await self.operate("sync directory", "")
-        self._disk.sync_names(end)
+        if not self._disk.lose_syncs:
+            self._disk.sync_names(end)
 
 
 class SimFiles:

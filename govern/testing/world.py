@@ -13,7 +13,7 @@ W3  All chance is derived from the seed and a name, one generator per life of a 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import attrs
@@ -141,10 +141,10 @@ class World:
         if machine.disk is not None:
             machine.disk = machine.disk.kill()
 
-    async def crash(self, name: str = "node1") -> None:
-        """The power goes: what was not synced may be lost."""
+    async def crash(self, name: str = "node1", *, silent: bool = False) -> None:
+        """The power goes: what was not synced may be lost. With `silent` nobody is told: no reset leaves the machine."""
         machine = self.machines[name]
-        self.network.crash(name)
+        self.network.crash(name, silent=silent)
         if machine.disk is not None:
             machine.disk = machine.disk.crash()
         await self._end(machine)
@@ -160,6 +160,17 @@ class World:
         await self._end(machine)
         if machine.disk is not None:
             machine.disk = machine.disk.kill()
+
+    def wipe(self, name: str = "node1") -> None:
+        """The disk of a machine on which nothing runs is empty."""
+        self.roll_back({}, name)
+
+    def roll_back(self, image: Mapping[str, bytes], name: str = "node1") -> None:
+        """The disk of a machine on which nothing runs is as it was when `disk.image()` was taken."""
+        machine = self.machines[name]
+        assert not machine.running, f"a process runs on {name}"
+        assert machine.disk is not None, f"{name} has no disk"
+        machine.disk.restore(image)
 
     def pause(self, name: str = "node1") -> None:
         """SIGSTOP: no task of the process makes a step until `resume`; its kernel goes on to take what arrives."""
