@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import random
 
 SECTOR: Final = 512
+_HANG_LOOK_SECONDS: Final = 60.0
 
 
 class Crashed(StorageFailed):
@@ -361,7 +362,8 @@ class SimStorage:
                 scope.shield = True
                 await trio.sleep_forever()
         while self._disk.hung is not None and self._dead is None:
-            with trio.CancelScope(shield=True):  # ended by `unhang` or by the death of the door, not by a deadline
+            with trio.move_on_after(_HANG_LOOK_SECONDS) as scope:  # until `unhang` or the death of the door, both of which set the event
+                scope.shield = True
                 await self._disk.hung.wait()
         self._check_alive()
         self._disk.operations += 1

@@ -239,7 +239,9 @@ class Shadow:
         return None  # evicted
 
     def _view(self, service: str) -> View:
-        return {key[1]: (tuple(held.lease), held.status, held.value) for key, held in self._held.items() if key[0] == service}
+        return {
+            key[1]: ((held.lease.term, held.lease.seq), held.status, held.value) for key, held in self._held.items() if key[0] == service
+        }
 
     # --- for other checkers -----------------------------------------------------------------------------------------------------
 
