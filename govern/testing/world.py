@@ -143,11 +143,17 @@ class World:
 
     async def crash(self, name: str = "node1", *, silent: bool = False) -> None:
         """The power goes: what was not synced may be lost. With `silent` nobody is told: no reset leaves the machine."""
+        self.cut_power(name, silent=silent)
+        await self._end(self.machines[name])
+
+    def cut_power(self, name: str = "node1", *, silent: bool = False) -> None:
+        """As `crash`, from inside of an operation of its disk: it does not wait for the last task to end."""
         machine = self.machines[name]
         self.network.crash(name, silent=silent)
         if machine.disk is not None:
             machine.disk = machine.disk.crash()
-        await self._end(machine)
+        if machine.scope is not None:
+            machine.scope.cancel()
 
     async def kill(self, name: str = "node1") -> None:
         """SIGKILL: the process is gone, the machine lives and keeps what was written."""

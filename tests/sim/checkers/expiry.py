@@ -48,11 +48,18 @@ class Expiry:
         self._wires: dict[int, Wire] = {}
         self._heard: dict[bytes, tuple[str, int, int, float]] = {}  # session -> machine, its boots, lived time there, virtual time
         self._quiet_since = 0.0
+        self._excuses = 0
         world.network.taps.append(self._tap)
 
-    def disturbed(self) -> None:
-        """Something that excuses a late expiry begins or ends now: a fault of a node, its disk, or the network."""
-        self._quiet_since = trio.current_time()
+    @contextmanager
+    def excused(self) -> Generator[None]:
+        """While this lasts an expiry may be late: a node, its disk or the network is disturbed."""
+        self._excuses += 1
+        try:
+            yield
+        finally:
+            self._excuses -= 1
+            self._quiet_since = trio.current_time()
 
     def heard_at(self, session: bytes) -> float | None:
         """When the last complete frame of a session reached a node, in virtual seconds."""
@@ -112,6 +119,8 @@ class Expiry:
     def sweep(self) -> None:
         """T30."""
         now = trio.current_time()
+        if self._excuses:
+            return
         for key, held in self._shadow.held.items():
             if not held.client[EPHEMERAL_FIELD]:
                 continue

@@ -120,16 +120,17 @@ class _Search:
         """What may come next: a call that no other open one has returned before, and each state it may lead to."""
         choices: list[tuple[int, Hashable]] = []
         first_return = math.inf
-        for index, call in enumerate(self._calls):
+        open_calls: list[int] = []
+        for index in range((~mask & (mask + 1)).bit_length() - 1, len(self._calls)):  # from the first that is not done
+            call = self._calls[index]
             if call.invoked > first_return:
                 break
             if not mask >> index & 1:
                 first_return = min(first_return, call.returned)
-        for index, call in enumerate(self._calls):
-            if call.invoked > first_return:
-                break
-            if not mask >> index & 1:
-                choices += [(index, following) for following in self._step(state, call)]
+                open_calls.append(index)
+        for index in open_calls:
+            if self._calls[index].invoked <= first_return:
+                choices += [(index, following) for following in self._step(state, self._calls[index])]
         return choices
 
     def _result(self, verdict: Verdict, path: Sequence[int], mask: int) -> Result:

@@ -1,8 +1,8 @@
 """The registry as a linearizable thing: one key is one instance id of one service.
 
 The state of a key is None, or who holds it, its status and its value. Clients' operations come from the history. What happens without
-a client's call comes from the log: an expiry, and the registration that a client repeats by itself after it lost its lease. These
-are points in time.
+a client's call comes from the log: an expiry, the removal that follows a registration nobody waited for any more, and the registration
+that a client repeats by itself after it lost its lease. These are points in time.
 
 T23  There is one order of all these that explains every answer.
 T24  In particular a registration that was acknowledged shows in every lookup until it is deregistered, replaced, evicted or expired.
@@ -31,7 +31,7 @@ def step(state: Hashable, call: Call) -> Iterable[Hashable]:
         return [state] if found == call.result else []
     if name in ("register", "again"):
         return [(owner, call.result if name == "again" else "up", value)]
-    if name in ("evict", "expire"):
+    if name in ("evict", "gone"):
         return [None] if state is not None else []
     if state is None:
         return [None] if name == "deregister" else []
@@ -74,8 +74,8 @@ class Linearizability:
         calls: list[Call] = []
         for commit in commits:
             after = commit.after
-            if commit.kind == "expire":
-                calls.append(Call(name="expire", invoked=commit.at, returned=commit.at, arguments=("", "")))
+            if commit.kind in ("expire", "deregister"):
+                calls.append(Call(name="gone", invoked=commit.at, returned=commit.at, arguments=("", "")))
             elif commit.kind in ("register", "update") and after is not None:
                 if after.value in first:
                     owner = self._clients.get(after.session, "?")

@@ -4,7 +4,7 @@ A stream is what one `subscribe` block saw, in order. `suspect` is said by the n
 
 T31  The lsn of a stream never goes back, except with a full view.
 T32  No change is shown twice: what a step says was added, changed and removed is just the difference to the step before.
-T33  A view at lsn L is the committed view at L: all of it, and nothing of anything later (atomic, reliable, and nothing uncommitted: 33, 34, 36).
+T34  A view at lsn L is the committed view at L: all of it, and nothing of anything later (33, 34 and 36 of the protocol's list).
 T37  A view is empty only when it was empty as committed.
 """
 
