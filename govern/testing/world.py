@@ -230,9 +230,10 @@ def _alone(error: BaseException) -> BaseException:
 
 
 @asynccontextmanager
-async def open_world(seed: object) -> AsyncIterator[World]:
-    """A world with a running network; leaving it ends everything that still runs."""
-    network = SimNetwork(seed)
+async def open_world(seed: object, *, delay_seconds_max: float = 0.002, window_bytes: int = 64 * 1024) -> AsyncIterator[World]:
+    """A world with a running network; leaving it ends everything that still runs. Segments take up to `delay_seconds_max`, and at most
+    `window_bytes` of each direction of a connection are under way."""
+    network = SimNetwork(seed, delay_seconds_max=delay_seconds_max, window_bytes=window_bytes)
     async with trio.open_nursery() as nursery:
         await nursery.start(network.run)
         yield World(seed, nursery, network)

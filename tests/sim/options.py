@@ -10,21 +10,13 @@ import random
 
 import attrs
 
-NODE_FAULTS = (
-    "power",
-    "power in silence",
-    "kill",
-    "stop",
-    "pause",
-    "crash in an operation",
-    "input/output error",
-    "disk full",
-    "slow disk",
-    "hang",
+NODE_FAULTS: tuple[str, ...] = (
+    *("power", "power in silence", "kill", "stop", "pause", "crash in an operation"),
+    *("input/output error", "disk full", "slow disk", "hang"),
 )
-NETWORK_FAULTS = ("cut", "partition", "one way", "slow", "clog", "hold", "isolate")
-CLIENT_FAULTS = ("client killed", "client paused")
-FAULTS = (*NODE_FAULTS, *NETWORK_FAULTS, *CLIENT_FAULTS)
+NETWORK_FAULTS: tuple[str, ...] = ("cut", "partition", "one way", "slow", "clog", "hold", "isolate")
+CLIENT_FAULTS: tuple[str, ...] = ("client killed", "client paused")
+FAULTS: tuple[str, ...] = (*NODE_FAULTS, *NETWORK_FAULTS, *CLIENT_FAULTS)
 
 
 @attrs.frozen(kw_only=True)
