@@ -7,12 +7,16 @@ In the healing phase nothing is broken any more and nobody begins anything new. 
 C1  every client is connected, and every registration that it holds is held by it on the node, under the lease that the client shows (45);
 C2  the node holds nothing else (46): the dead are gone;
 C3  every open view is that of the node: the same lsn, the same instances, not stale (45, 49);
-C4  the node says nothing is degraded.
+C4  the node says nothing is degraded;
+
+and it stays so until the run is over; by then every operation has come to an end.
 
 A run without this phase would accept a registry that does nothing.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import attrs
 import trio
@@ -30,7 +34,7 @@ from .checkers.shadow import Commit, Shadow
 from .checkers.steps import Watch
 from .checkers.subscriptions import Subscriptions
 from .columns import Columns
-from .history import History
+from .history import End, History
 from .nemesis import NODE, Nemesis
 from .options import Options
 from .workload import Workload
@@ -95,9 +99,8 @@ async def _run_phases(world: World, options: Options, columns: Columns, watch: W
     workload = Workload(world, options, history, columns)
     linearizability = Linearizability(history, shadow, workload.sessions)
     watch.checkers = (shadow, expiry, Bounds(world), Subscriptions(history, shadow), linearizability)
-    keys: dict[str, object] = {
+    keys: dict[str, Any] = {
         "history_ops_max": options.history_ops_max,
-        "delta_ops_max": options.delta_ops_max,
         "writes_pending_max": options.writes_pending_max,
         "segment_bytes": options.segment_bytes,
         "snapshot_bytes": options.snapshot_bytes,
@@ -117,6 +120,13 @@ async def _run_phases(world: World, options: Options, columns: Columns, watch: W
         began = trio.current_time()
         await _heal(world, workload, shadow)
         healed_after = trio.current_time() - began
+        await trio.sleep_until(options.seconds)
+        problem = find_unconverged(world, workload, shadow)
+        if problem is not None:
+            raise Violation(f"45: converged {healed_after:.1f} s after everything was healed, and then not any more: {problem}")
+        pending = [operation for operation in history.operations if operation.end is End.PENDING]
+        if pending:
+            raise Violation(f"45: {pending[0]} was never answered")
         watch.ask(end=True)
         nursery.cancel_scope.cancel()
     trio.lowlevel.remove_instrument(watch)

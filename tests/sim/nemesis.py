@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 import trio.lowlevel
@@ -29,9 +30,7 @@ FREE_BYTES_WHEN_FULL = 600
 class Nemesis:
     """The one who breaks things. `keys` are the configuration keys of every life of the node."""
 
-    def __init__(
-        self, world: World, options: Options, workload: Workload, expiry: Expiry, columns: Columns, keys: dict[str, object]
-    ) -> None:
+    def __init__(self, world: World, options: Options, workload: Workload, expiry: Expiry, columns: Columns, keys: dict[str, Any]) -> None:
         self.counts: dict[str, int] = {}
         self._world = world
         self._options = options

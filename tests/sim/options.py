@@ -35,7 +35,6 @@ class Options:
     delay_seconds_max: float
     window_bytes: int
     history_ops_max: int
-    delta_ops_max: int
     writes_pending_max: int
     segment_bytes: int
     snapshot_bytes: int
@@ -69,7 +68,6 @@ def draw_options(seed: int, seconds: float = 120.0, clients: int = 20) -> Option
         delay_seconds_max=chance.choice((0.0005, 0.002, 0.02, 0.1)),
         window_bytes=chance.choice((1024, 4096, 64 * 1024)),
         history_ops_max=chance.choice((2, 10, 100, 65_536)),
-        delta_ops_max=chance.choice((1, 3, 512)),
         writes_pending_max=chance.choice((5, 100, 10_000)),
         segment_bytes=chance.choice((64 * 1024, 256 * 1024)),
         snapshot_bytes=chance.choice((64 * 1024, 256 * 1024)),
