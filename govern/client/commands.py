@@ -16,7 +16,7 @@ from typing import Final
 
 import attrs
 
-from ..errors import Gone, GovernError, Indeterminate, Overloaded
+from ..errors import Gone, GovernError, Indeterminate, Overloaded, Rejected
 from ..messages import Done, Drain, Drained, Evict, Message, Refused
 from ..model import LSN_ZERO, Lsn, ServiceKey
 from .claims import Claim
@@ -39,6 +39,8 @@ class Command(Request):
     """Until when the node is to wait for subscribers."""
     sent: bool = False
     """On its way over this connection."""
+    in_doubt: bool = False
+    """A connection broke after it had been sent: it may have been carried out."""
     lease: Lsn = LSN_ZERO
     """The lease under which it was sent."""
 
@@ -105,7 +107,7 @@ class Commands:
     def disconnected(self) -> None:
         """The connection is gone: drains are to be repeated, the outcome of evictions is unknown."""
         for command in [command for command in self._pending.values() if command.sent]:
-            command.sent = False  # CM1
+            command.sent, command.in_doubt = False, True  # CM1
             if isinstance(command.message, Evict):
                 self._end(
                     command, Indeterminate("the connection broke before the eviction was answered: look whether the instance is gone")
@@ -134,6 +136,8 @@ class Commands:
         del self._pending[command.request_id]
         if command.claim is not None:
             self._registrations.not_drained(command.claim)
+        if command.in_doubt and isinstance(error, Rejected):  # it speaks of the repetition alone
+            error = Indeterminate(f"{error}; it may have been set to draining before, over the connection that broke")
         self._outbox.finish(command, error=error)
 
     def close(self, error: GovernError) -> None:

@@ -10,7 +10,7 @@ changes of names a random subset does. That is harsher than most disks; a progra
 M1  A crash fences first: the door and its files that lived before raise `Crashed` for ever, so the `finally` blocks of tasks that are
     cancelled afterwards cannot write. Whoever comes next uses the new door that `crash` returns.
 M2  A failed sync loses: a random subset of the writes reaches the platter, the others never will, and later syncs succeed, as the
-    kernels of this world do. Reading gives the lost bytes as long as the machine lives.
+    kernels of this world do. Reading gives the lost bytes until the file is opened again, which drops the cache.
 M3  Cancelling waits for the disk, as it does behind the real door: before an operation nothing has happened, after it everything.
 M4  Each step that can be torn apart is an operation of its own for `before`, `fails` and the counter: writing and syncing of
     `write_durable`, and the naming and the allocation of `create`.
@@ -66,6 +66,12 @@ class _Contents:
             _put(self.platter, offset, data)
         del self.unsynced[:count]
         self.settled += count
+
+    def drop_cache(self) -> None:
+        """What a failed sync has lost is not seen any more; what still waits for a sync is."""
+        self.now = bytearray(self.platter)
+        for offset, data in self.unsynced:
+            _put(self.now, offset, data)
 
     def tear(self, chance: random.Random) -> None:
         """Let a random subset of the unsynced sectors reach the platter, each in a random one of its versions; forget the rest."""
@@ -432,6 +438,7 @@ class SimStorage:
         await self.operate("open", name)
         if name not in self._disk.names:
             raise FileNotFoundError(name)
+        self._disk.names[name].drop_cache()
         return SimFile(self, name, self._disk.names[name])
 
     async def rename(self, old: str, new: str) -> None:

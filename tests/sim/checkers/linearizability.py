@@ -50,7 +50,7 @@ class Call:
 
 @attrs.frozen(kw_only=True)
 class Result:
-    """The verdict, the longest order that was found, and what could not follow it."""
+    """The verdict, the order that explains the most time, and what could not follow it."""
 
     verdict: Verdict
     longest: tuple[Call, ...]
@@ -81,7 +81,9 @@ class _Search:
         self._sure = sum(1 << index for index, call in enumerate(calls) if call.sure)
         self._seen: dict[tuple[int, Hashable], None] = {}
         self._longest: list[int] = []
+        self._reached = -math.inf  # the first return that the longest order has not got past
         self._steps = 0
+        self._first_return = -math.inf
         self._initial = initial
 
     def run(self) -> Result:
@@ -108,12 +110,13 @@ class _Search:
                 continue
             self._seen[mask, state] = None
             path.append(index)
-            if len(path) > len(self._longest):
-                self._longest = list(path)
             if mask & self._sure == self._sure:
                 return self._result(Verdict.OK, path, mask)
             done.append(mask)
-            stack.append(iter(self._choices(mask, state)))
+            choices = self._choices(mask, state)
+            if self._first_return > self._reached:
+                self._reached, self._longest = self._first_return, list(path)
+            stack.append(iter(choices))
         return self._result(Verdict.ILLEGAL, self._longest, sum(1 << index for index in self._longest))
 
     def _choices(self, mask: int, state: Hashable) -> list[tuple[int, Hashable]]:
@@ -128,6 +131,7 @@ class _Search:
             if not mask >> index & 1:
                 first_return = min(first_return, call.returned)
                 open_calls.append(index)
+        self._first_return = first_return
         for index in open_calls:
             if self._calls[index].invoked <= first_return:
                 choices += [(index, following) for following in self._step(state, self._calls[index])]
