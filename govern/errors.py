@@ -48,13 +48,20 @@ class Gone(Rejected):
 
 
 class Superseded(Rejected):
-    """A newer registration of the same instance id, made by another session, holds the id now."""
+    """A newer registration of the same instance id, made by another session, holds the id now.
+
+    A registration that ends with this is not in force, and will not be; over a connection that broke it may have been for a while, before
+    the other one took the id.
+    """
 
     reason = "superseded"
 
 
 class Evicted(Rejected):
-    """An operator removed this registration and barred this client from registering the instance id again; others may."""
+    """An operator removed this registration and barred this client from registering the instance id again; others may.
+
+    A registration that ends with this is not in force; it may have been, until the operator removed it.
+    """
 
     reason = "evicted"
 

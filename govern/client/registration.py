@@ -108,7 +108,8 @@ class Registration:
         The instance shows as draining from the moment on at which the node has it on disk. Returned means: no live subscriber chooses it
         any more, or `timeout` seconds have passed; then `missing` names those who have not told. Never raises at the timeout, also
         when there is no connection: then the registry itself is the one that is missing. Raises `Gone`, `Superseded` or `Evicted` when
-        the registration is not held any more, another `Rejected` when the node refuses, `Stopped` when the registry was left. Cancelling
+        the registration is not held any more, another `Rejected` when the node refuses, `Indeterminate` in place of all these when a
+        connection broke before that and the drain may have been carried out over it, `Stopped` when the registry was left. Cancelling
         stops the waiting; the instance may be draining or not. Draining twice is fine.
         """
         self._link.check_open()

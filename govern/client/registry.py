@@ -222,7 +222,8 @@ class Registry:
     ) -> Drained:
         """Take any instance out of traffic, and wait until everybody who subscribes to its service has noticed.
 
-        As `Registration.drain`, for whoever holds the instance. Raises `Gone` when there is no such instance.
+        As `Registration.drain`, for whoever holds the instance. Raises `Gone` when there is no such instance, and never was one that
+        this call may have drained; else `Indeterminate`.
         """
         service, instance_id = self._service(name, namespace), check_name(id, "instance id")
         self._link.check_open()

@@ -21,7 +21,7 @@ from govern.client.live_view import LiveView
 from govern.client.registration import Registration
 from govern.client.registry import Registry
 from govern.environment import Environment
-from govern.errors import GovernError, Rejected, Unreachable
+from govern.errors import Evicted, GovernError, Rejected, Superseded, Unreachable
 from govern.testing.world import PORT, World
 
 from .columns import Columns
@@ -198,9 +198,11 @@ class Workload:
         """Write down how an operation ends when it does not end well: what was cut off, nobody knows."""
         try:
             yield
-        except Rejected:
+        except Rejected as error:
+            # A registration that was superseded or evicted may have been in force before that.
+            ended = operation.kind == "register" and isinstance(error, (Superseded, Evicted))
             if operation.end is End.PENDING:
-                operation.finish(End.FAIL)
+                operation.finish(End.UNKNOWN if ended else End.FAIL)
         except GovernError as error:
             if operation.end is End.PENDING:
                 operation.finish(End.FAIL if isinstance(error, Unreachable) else End.UNKNOWN)
