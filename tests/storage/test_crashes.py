@@ -26,6 +26,8 @@ from govern.storage.format import Record
 from govern.storage.sim import Operation, SimFile, SimStorage
 from govern.storage.snapshots import Block, SnapshotWriter
 
+from .mutants import read_batch_without_checksum
+
 SEGMENT_BYTES = 8192
 SLOTS = 3
 
@@ -221,19 +223,7 @@ def test_the_mutant_that_does_not_sync_the_directory_is_found(monkeypatch: pytes
 def test_the_mutant_that_trusts_checksums_blindly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without checksums a torn batch is taken for a whole one, and records come back that nobody appended."""
 
-    def read_batch(data: bytes, offset: int, seed: int) -> storage_format.Batch | None:
-        header = storage_format._batch_header
-        if offset + header.size > len(data):
-            return None
-        magic, length, batch_no, crc_before, count, _ = header.unpack_from(data, offset)
-        start = offset + header.size
-        if magic != storage_format._BATCH_MAGIC or length > len(data) - start - 4:
-            return None
-        crc = int.from_bytes(data[start + length : start + length + 4], "little")
-        end = offset + storage_format.batch_size(length)
-        return storage_format.Batch(batch_no, crc_before, crc, count, data[start : start + length], end)
-
-    monkeypatch.setattr(recovery, "read_batch", read_batch)
+    monkeypatch.setattr(recovery, "read_batch", read_batch_without_checksum)
     assert is_found()
 
 

@@ -1,8 +1,8 @@
 """Who may be expired, and who must be: judged by what reached the machine of the node, not by what the node says.
 
-The wire is tapped. For every session the checker knows the lived time of the node at which the last complete frame of it reached the
-node's machine, whether or not the node's process looked at it then. Lived time is the node's own (it stands nearly still while the node
-is stalled), which is the measure that the promise is made in.
+The wire is tapped. For every session the checker knows when the last complete frame of it reached the node's machine, whether or not the
+node's process looked at it then. Silence is measured in time in which the process was not paused, as the checker itself counts it: a node
+that trusted another clock would measure more.
 
 T26  Expiry is proposed only for a session that was silent for nine tenths of the ttl; what arrived while the node stood still counts.
 T28  What an expiry removes is under the lease for which it was proposed (by the shadow's fold).
@@ -27,6 +27,7 @@ from govern.testing.world import World
 from . import Violation
 from .shadow import EPHEMERAL_FIELD, TTL_FIELD, Shadow
 
+TOLERANCE_SECONDS = 0.6  # a tick that comes late counts a quarter of a second, and this checker looks each tenth
 SLACK_SECONDS = 6.0  # four of hold after loading, one for a repeated proposal, and the commit
 
 
@@ -46,7 +47,9 @@ class Expiry:
         self._shadow = shadow
         self._report = report
         self._wires: dict[int, Wire] = {}
-        self._heard: dict[bytes, tuple[str, int, int, float]] = {}  # session -> machine, its boots, lived time there, virtual time
+        self._heard: dict[bytes, tuple[str, int, float, float]] = {}  # session -> machine, its boots, lived and virtual seconds
+        self._paused: dict[str, float] = {}  # machine -> seconds for which it was paused, in all
+        self._swept_at = 0.0
         self._quiet_since = 0.0
         self._excuses = 0
         world.network.taps.append(self._tap)
@@ -96,19 +99,22 @@ class Expiry:
             if isinstance(message, Hello):
                 wire.session = message.session_id
             if wire.session is not None:
-                lived_us = 0 if machine.node is None else machine.node._sessions.now_us
-                self._heard[wire.session] = (target, machine.boots, lived_us, trio.current_time())
+                self._heard[wire.session] = (target, machine.boots, self._lived(target), trio.current_time())
+
+    def _lived(self, machine: str) -> float:
+        """Virtual seconds without those in which the process of that machine stood still."""
+        return trio.current_time() - self._paused.get(machine, 0.0)
 
     def _judge(self, silent: Silent) -> None:
         machine = self._world.machines[str(process.get())]
         heard = self._heard.get(silent.session.session_id)
         if machine.node is None or heard is None or heard[:2] != (machine.name, machine.boots):
             return
-        lived_us = machine.node._sessions.now_us - heard[2]
-        if lived_us < silence_us(silent.ttl_ms):
+        silent_seconds = self._lived(machine.name) - heard[2]
+        if silent_seconds < silence_us(silent.ttl_ms) / 1e6 - TOLERANCE_SECONDS:
             self._report(
                 Violation(
-                    f"26: {machine.name} proposes to expire {silent.session}, which it could hear {lived_us / 1e6:.3f} lived seconds ago;"
+                    f"26: {machine.name} proposes to expire {silent.session}, which it could hear {silent_seconds:.3f} lived seconds ago;"
                     f" its ttl is {silent.ttl_ms} ms"
                 )
             )
@@ -119,6 +125,10 @@ class Expiry:
     def sweep(self) -> None:
         """T30."""
         now = trio.current_time()
+        for machine in self._world.machines.values():
+            if machine.paused:
+                self._paused[machine.name] = self._paused.get(machine.name, 0.0) + now - self._swept_at
+        self._swept_at = now
         if self._excuses:
             return
         for key, held in self._shadow.held.items():

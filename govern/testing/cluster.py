@@ -1,0 +1,252 @@
+"""A registry inside of a test: real nodes and real clients on simulated machines, under a virtual clock, with failures on demand.
+
+    async def test_my_service_survives(autojump_clock):
+        async with govern.testing.cluster(seed=7) as cluster:
+            async with cluster.registry.register("orders", port=8000), cluster.registry.subscribe("orders") as orders:
+                await cluster.crash("node1")
+                assert orders.choose() is not None       # the list outlives the registry
+                await cluster.restart("node1")
+                await cluster.converged()
+
+Everything is the code that runs in production; only the network, the disk, the clock and chance are simulated. Minutes pass in
+milliseconds, and the same seed is the same run. Your own program takes part when it gets its doors from the cluster: pass
+`environment=cluster.environment("shop")` to `govern.connect`, or use `cluster.connect("shop")`.
+
+K1  The clock must be virtual: pytest-trio's `autojump_clock` fixture, or `govern.testing.simulate`. A real one is refused.
+K2  The order of tasks comes from the seed for as long as the block lasts.
+K3  Leaving the block ends everything that runs in it, and an exception of the block comes out as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import trio
+from trio.testing import MockClock
+
+from ..client.registry import Registry, connect
+from ..core.entries import unpack_entry
+from ..environment import Environment
+from ..errors import Invalid
+from .scheduler import Scheduler, install
+from .world import PORT, Program, World, open_world
+
+CONVERGED_SECONDS: Final = 30.0
+_LOOK_SECONDS: Final = 0.05
+
+
+class NotConverged(AssertionError):
+    """The cluster did not come to rest in time; the text says what is missing."""
+
+
+class Cluster:
+    """The nodes, the machines and the failures of one simulated registry. Made by `cluster`.
+
+    Machines have names: those of the nodes (`nodes`), and any name that you use for a client. Times are virtual seconds.
+    """
+
+    registry: Registry
+    """A client that is connected from the start, on a machine called `test`."""
+
+    def __init__(self, world: World, nodes: tuple[str, ...], keys: dict[str, Any]) -> None:
+        self.nodes = nodes
+        """The names of the nodes."""
+        self._world = world
+        self._keys = keys
+        self._registries: list[Registry] = []
+
+    def __repr__(self) -> str:
+        return f"<Cluster {', '.join(self.nodes)} at {trio.current_time():.3f} s>"
+
+    # --- clients ----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def where(self) -> str:
+        """The addresses of the nodes, for `govern.connect` together with an `environment`."""
+        return ",".join(f"{name}:{PORT}" for name in self.nodes)
+
+    def environment(self, machine: str) -> Environment:
+        """The doors of a simulated machine: its network, its small files, its clocks and its chance. Your own protocols may use its
+        `network` as well, to dial and to serve between machines; they then meet the same failures."""
+        return self._world.environment(self._world.machine(machine, memory=True))
+
+    @asynccontextmanager
+    async def connect(self, machine: str, **arguments: Any) -> AsyncIterator[Registry]:
+        """A registry for a program on that machine, as `govern.connect` gives it; `arguments` are those of `govern.connect`."""
+        async with connect(self.where, environment=self.environment(machine), **arguments) as registry:
+            self._registries.append(registry)
+            try:
+                yield registry
+            finally:
+                self._registries.remove(registry)
+
+    async def run(self, machine: str, program: Program) -> None:
+        """Start `await program(environment)` as the process of that machine. It ends with the block, or with `kill`. What it raises
+        ends the block."""
+        await self._world.run_client(machine, program)
+
+    # --- processes --------------------------------------------------------------------------------------------------------------
+
+    async def crash(self, machine: str, *, silent: bool = False) -> None:
+        """The power of a machine goes. What a node had acknowledged is on its disk. Connections are reset; with `silent` nobody is told,
+        as when a cable is pulled."""
+        if machine in self.nodes:
+            await self._world.crash(machine, silent=silent)
+        else:
+            self._check_running(machine)
+            self._world.network.crash(machine, silent=silent)
+            await self._world.kill_client(machine)
+
+    async def kill(self, machine: str) -> None:
+        """SIGKILL: the process is gone, its machine resets its connections."""
+        self._check_running(machine)
+        if machine in self.nodes:
+            await self._world.kill(machine)
+        else:
+            await self._world.kill_client(machine)
+
+    async def stop(self, node: str) -> None:
+        """An orderly stop of a node."""
+        self._check_running(self._check_node(node))
+        await self._world.stop(node)
+
+    async def restart(self, node: str) -> None:
+        """Start a node again on what its disk has; returns when it serves. One that still runs is stopped first, in order."""
+        if self._world.machines[self._check_node(node)].running:
+            await self._world.stop(node)
+        await self._world.start(node, **self._keys)
+
+    def pause(self, machine: str) -> None:
+        """SIGSTOP: the process makes no step until `resume`. Only for nodes and for what `run` started."""
+        self._check_running(machine)
+        self._world.pause(machine)
+
+    def resume(self, machine: str) -> None:
+        """SIGCONT."""
+        self._check_running(machine)
+        self._world.resume(machine)
+
+    # --- network and disk -------------------------------------------------------------------------------------------------------
+
+    def partition(self, a: str | Iterable[str], b: str | Iterable[str]) -> None:
+        """Let nothing pass between two machines or groups of machines, until `heal`."""
+        self._world.network.partition(self._known(a), self._known(b))
+
+    def isolate(self, machine: str) -> None:
+        """Let nothing pass between a machine and all others, until `heal`."""
+        self._world.network.isolate(*self._known(machine))
+
+    def slow(self, a: str, b: str, seconds: float) -> None:
+        """Let everything between two machines take up to so much longer, until `heal`."""
+        self._known([a, b])
+        self._world.network.slow(a, b, seconds)
+
+    def cut(self, a: str, b: str) -> None:
+        """Reset the connections between two machines, once."""
+        self._known([a, b])
+        self._world.network.cut(a, b)
+
+    def heal(self) -> None:
+        """End all partitions, isolations and slowness. Nodes that are down stay down: see `restart`."""
+        self._world.network.heal()
+
+    def fill_disk(self, node: str) -> None:
+        """Leave no space on the disk of a node until `free_disk`: registrations are refused with `DiskFull`, everything else goes on."""
+        disk = self._world.machines[self._check_node(node)].disk
+        assert disk is not None
+        disk.capacity_bytes = disk.used_bytes
+
+    def free_disk(self, node: str) -> None:
+        """There is space again."""
+        disk = self._world.machines[self._check_node(node)].disk
+        assert disk is not None
+        disk.capacity_bytes = None
+
+    # --- rest -------------------------------------------------------------------------------------------------------------------
+
+    async def converged(self, timeout: float = CONVERGED_SECONDS) -> None:  # noqa: ASYNC109
+        """Wait until every client agrees with the registry; raises `NotConverged` after `timeout` seconds with what is missing.
+
+        That is: every node runs; every registry of `connect`, and `registry`, is connected; what each of them registered is on the node
+        under the lease that it shows; and each of its views is the node's committed list and not stale. Nothing is healed by this.
+        """
+        problem = self._find_unconverged()
+        with trio.move_on_after(timeout):
+            while problem is not None:
+                await trio.sleep(_LOOK_SECONDS)
+                problem = self._find_unconverged()
+        if problem is not None:
+            raise NotConverged(f"not converged after {timeout:g} s: {problem}")
+
+    def _find_unconverged(self) -> str | None:
+        for name in self.nodes:
+            if self._world.machines[name].node is None:
+                return f"{name} does not run: restart it"
+        node = self._world.machines[self.nodes[0]].node
+        assert node is not None
+        for registry in self._registries:
+            core = registry._link.core
+            if not core.connected:
+                return f"{registry} is not connected"
+            for claim in core.registrations.held():
+                entry = node._shard.entries(claim.service).get(claim.instance_id)
+                if entry is None or unpack_entry(entry).lease_id != claim.lease:
+                    return f"{claim.instance_id} of {claim.service} is not on the node as its owner believes"
+            if not core.registrations.settled:
+                return f"{registry} has writes that were not answered"
+            for view in core.views._views.values():
+                if view.stale or view.lsn != node._shard.service_lsn(view.service):
+                    return f"the view of {view.service} is behind: {view}"
+        return None
+
+    def _check_node(self, name: str) -> str:
+        if name not in self.nodes:
+            raise Invalid(f"there is no node {name!r}: use {' or '.join(self.nodes)}")
+        return name
+
+    def _check_running(self, machine: str) -> None:
+        found = self._world.machines.get(machine)
+        if found is None or not found.running:
+            raise Invalid(f"no process runs on {machine!r}: start one with `run`, or use a node: {', '.join(self.nodes)}")
+
+    def _known(self, machines: str | Iterable[str]) -> list[str]:
+        names = [machines] if isinstance(machines, str) else list(machines)
+        for name in names:
+            if name not in self._world.machines:
+                raise Invalid(f"there is no machine {name!r}: use one of {', '.join(self._world.machines)}")
+        return names
+
+
+@asynccontextmanager
+async def cluster(*, nodes: int = 1, seed: int = 0, **keys: object) -> AsyncIterator[Cluster]:
+    """A simulated registry for as long as the block lasts, and a client that is connected to it.
+
+    `keys` are configuration keys of the nodes. `nodes` must be 1: a registry of several nodes does not exist yet. Everything that is left
+    to chance follows from `seed`. Raises `RuntimeError` when the clock of this trio loop is not virtual (K1), `Invalid` for a wrong
+    number of nodes, `ConfigError` for a wrong key.
+    """
+    if nodes != 1:
+        raise Invalid(f"nodes={nodes!r} is not valid: use 1, because a registry is one node today")
+    clock = trio.lowlevel.current_clock()
+    if not isinstance(clock, MockClock) or clock.autojump_threshold > 1:
+        raise RuntimeError(
+            "govern.testing.cluster needs a virtual clock: take pytest-trio's autojump_clock fixture in the test, or run it with"
+            " govern.testing.simulate"
+        )
+    names = tuple(f"node{number}" for number in range(1, nodes + 1))
+    body_error: BaseException | None = None
+    with install(Scheduler(seed)):
+        async with open_world(seed) as world:
+            made = Cluster(world, names, dict(keys))
+            for name in names:
+                await world.start(name, **keys)  # type: ignore[arg-type]
+            async with made.connect("test") as registry:
+                made.registry = registry
+                try:
+                    yield made
+                except BaseException as error:  # raised again below, outside of every nursery and so of every group
+                    body_error = error
+    if body_error is not None:
+        raise body_error

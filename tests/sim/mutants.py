@@ -1,0 +1,249 @@
+"""The simulator's own test: broken variants of the real code, each of which must be found within its number of seeds.
+
+    python -m tests.sim.mutants
+
+prints for each what found it, and after how many seeds. A mutant that lives would mean that the simulation is too kind or the checkers
+are blind. Each runs in short episodes with the faults that should reveal it; the very same episodes pass without it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from govern.actors.client_session import ClientSessions
+from govern.actors.shard_store import ShardStore
+from govern.client.core import ClientCore
+from govern.client.registrations import Registrations
+from govern.client.views import ServiceView, Views
+from govern.core import lived
+from govern.core.dispatch import Write
+from govern.core.entries import EXPIRE, ExpireOp
+from govern.core.sessions import Sessions
+from govern.core.shard import Outcome, Shard, Slot
+from govern.storage import recovery
+from govern.storage.format import Record
+from govern.storage.log import Log
+from govern.storage.sim import SimFile, SimStorage
+from govern.testing.world import World
+
+from ..storage.mutants import read_batch_without_checksum
+from .episode import run_episode
+from .options import Options, draw_options
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def no_sync_before_acknowledging(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimFile, "write_durable", SimFile.write)
+
+
+def no_sync_of_the_directory(patch: pytest.MonkeyPatch) -> None:
+    async def sync_directory(storage: SimStorage) -> None:
+        await trio.lowlevel.checkpoint()
+
+    patch.setattr(SimStorage, "sync_directory", sync_directory)
+
+
+def no_checksum(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(recovery, "read_batch", read_batch_without_checksum)
+
+
+def expiry_not_logged(patch: pytest.MonkeyPatch) -> None:
+    append = Log.append
+
+    async def mutant(self: Log, records: Sequence[Record]) -> None:
+        logged = [record for record in records if record.type != EXPIRE]
+        await (append(self, logged) if logged else trio.lowlevel.checkpoint())
+
+    patch.setattr(Log, "append", mutant)
+
+
+def expiry_by_the_clock_of_the_machine(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lived, "STEP_US_MAX", 10**12)
+    patch.setattr(lived, "STALL_US", 10**12)
+
+
+def last_read_skipped(patch: pytest.MonkeyPatch) -> None:
+    def mutant(self: ClientSessions, silent: Sequence[Any]) -> None:
+        self._dispatch.propose_expiries(silent)
+
+    patch.setattr(ClientSessions, "_read_last", mutant)
+
+
+def lease_not_compared(patch: pytest.MonkeyPatch) -> None:
+    apply_removal = Shard._apply_removal
+
+    def mutant(self: Shard, slot: Any, lsn: Any, op: Any, service: Any, held: Any) -> Any:
+        return apply_removal(self, slot, lsn, op._replace(lease_id=held.lease_id) if isinstance(op, ExpireOp) else op, service, held)
+
+    patch.setattr(Shard, "_apply_removal", mutant)
+
+
+def applied_before_logged(patch: pytest.MonkeyPatch) -> None:
+    async def mutant(self: ShardStore, numbered: list[tuple[Write, Record]]) -> list[tuple[Write, Outcome]]:
+        assert self._directory is not None
+        results = [(write, self._shard.apply(record.slot, record.term, record.seq, write.op)) for write, record in numbered]
+        await self._directory.log.append([record for _, record in numbered])
+        return results
+
+    patch.setattr(ShardStore, "_append", mutant)
+
+
+def resume_skips_one(patch: pytest.MonkeyPatch) -> None:
+    remember = Shard._remember
+    patch.setattr(Shard, "_remember", lambda self, slot, past: remember(self, slot, (past[0] - 1, *past[1:])))
+
+
+def forgotten_operations_not_missed(patch: pytest.MonkeyPatch) -> None:
+    def remembers(self: Slot, lsn: Any) -> bool:
+        return bool(lsn.seq <= self.seq)
+
+    patch.setattr(Slot, "remembers", remembers)
+
+
+def delta_without_gap_check(patch: pytest.MonkeyPatch) -> None:
+    """The client takes any delta; found together with a node that answers a resumption from the wrong place."""
+    apply = Views._apply
+
+    def mutant(self: Views, view: ServiceView, message: Any) -> None:
+        apply(self, view, attrs.evolve(message, since=view.lsn))
+
+    patch.setattr(Views, "_apply", mutant)
+    forgotten_operations_not_missed(patch)
+
+
+def empty_view_on_reload(patch: pytest.MonkeyPatch) -> None:
+    disconnected = Views.disconnected
+
+    def mutant(self: Views) -> None:
+        disconnected(self)
+        for view in self._views.values():
+            for instance_id in list(view.instances):
+                view.put(instance_id, None)
+            self._tell(view)
+
+    patch.setattr(Views, "disconnected", mutant)
+
+
+def lost_leases_not_noticed(patch: pytest.MonkeyPatch) -> None:
+    """The client believes what it had: neither a new session on the node nor a heartbeat's digest makes it register again."""
+    connected = Registrations.connected
+    patch.setattr(Registrations, "connected", lambda self, *, resumed, other_cluster: connected(self, resumed=True, other_cluster=False))
+    patch.setattr(ClientCore, "_compare", lambda *_, **__: None)
+
+
+def numbers_of_a_refused_batch_lost(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Shard, "unnumber", lambda self, slots: None)
+
+
+def snapshot_applied_twice(patch: pytest.MonkeyPatch) -> None:
+    apply = Shard.apply
+
+    def mutant(self: Shard, number: int, term: int, seq: int, op: Any) -> Any:
+        slot = self._slots.get(number)
+        if slot is not None and seq <= slot.seq:
+            slot.seq, slot.term = seq - 1, min(term, slot.term)
+        return apply(self, number, term, seq, op)
+
+    patch.setattr(Shard, "apply", mutant)
+
+
+def silence_never_ends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sessions, "expiries", staticmethod(lambda silent, limit: []))
+
+
+def cancelled_before_fenced(patch: pytest.MonkeyPatch) -> None:
+    """A mutant of the simulator: a killed program says its last words."""
+
+    async def mutant(self: World, name: str) -> None:
+        await self._end(self.machines[name])
+        self.network.crash(name)
+
+    patch.setattr(World, "kill_client", mutant)
+
+
+@attrs.frozen
+class Mutant:
+    """One broken variant: which faults reveal it, and within how many seeds."""
+
+    patch: Patch
+    faults: tuple[str, ...]
+    seeds: int
+    options: dict[str, Any] = attrs.field(factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.patch.__name__
+
+
+MUTANTS = (
+    Mutant(no_sync_before_acknowledging, ("power",), 2),
+    Mutant(no_sync_of_the_directory, ("power",), 3),
+    Mutant(no_checksum, ("crash in an operation",), 8),
+    Mutant(expiry_not_logged, ("client killed", "power"), 3),
+    Mutant(expiry_by_the_clock_of_the_machine, ("pause", "client paused"), 8),
+    Mutant(last_read_skipped, ("pause",), 8),
+    Mutant(lease_not_compared, ("slow disk", "client paused"), 8),
+    Mutant(applied_before_logged, ("power",), 4),
+    Mutant(resume_skips_one, ("cut",), 3),
+    Mutant(forgotten_operations_not_missed, ("cut", "partition"), 3),
+    Mutant(delta_without_gap_check, ("cut", "partition"), 3),
+    Mutant(empty_view_on_reload, ("cut",), 3),
+    Mutant(lost_leases_not_noticed, ("partition",), 4),
+    Mutant(numbers_of_a_refused_batch_lost, ("disk full",), 4),
+    Mutant(snapshot_applied_twice, ("kill",), 4),
+    Mutant(silence_never_ends, ("client killed",), 3),
+    Mutant(cancelled_before_fenced, ("client killed",), 3),
+)
+
+
+def options_for(mutant: Mutant, seed: int) -> Options:
+    """A short episode with just the faults of a mutant, and small rings."""
+    drawn = draw_options(seed, seconds=50.0, clients=6)
+    return attrs.evolve(
+        drawn,
+        faults=mutant.faults,
+        seconds_between_faults=2.0,
+        services=2,
+        ttl=3.0,
+        history_ops_max=3,
+        delay_seconds_max=0.002,
+        operations_per_second=5.0,
+        **mutant.options,
+    )
+
+
+def find(mutant: Mutant) -> tuple[int, str] | None:
+    """How many seeds it took, and what found it; None when nothing did."""
+    for seed in range(mutant.seeds):
+        with pytest.MonkeyPatch.context() as patch:
+            mutant.patch(patch)
+            try:
+                run_episode(options_for(mutant, seed))
+            except Exception as error:
+                return seed + 1, f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def main(names: Sequence[str]) -> int:
+    """Try them all, or those that are named."""
+    living = 0
+    for mutant in [mutant for mutant in MUTANTS if not names or mutant.name in names]:
+        began = time.perf_counter()
+        found = find(mutant)
+        seconds = time.perf_counter() - began
+        living += found is None
+        verdict = "LIVES" if found is None else f"{found[0]} of {mutant.seeds}"
+        print(f"{mutant.name:<36} {verdict:<8} {seconds:5.1f} s  {'' if found is None else found[1][:110]}", flush=True)
+    return 1 if living else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
