@@ -60,7 +60,9 @@ def expiry_not_logged(patch: pytest.MonkeyPatch) -> None:
 
     async def mutant(self: Log, records: Sequence[Record]) -> None:
         logged = [record for record in records if record.type != EXPIRE]
-        await (append(self, logged) if logged else trio.lowlevel.checkpoint())
+        await trio.lowlevel.checkpoint()
+        if logged:
+            await append(self, logged)
 
     patch.setattr(Log, "append", mutant)
 
