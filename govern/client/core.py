@@ -225,6 +225,11 @@ class ClientCore:
         return self._heartbeat_at + self.interval_seconds if self._goodbye is None else math.inf
 
     @property
+    def heard_at(self) -> float:
+        """When something was read from the node for the last time."""
+        return self._heard_at
+
+    @property
     def _silent_at(self) -> float:
         """When the node is to be doubted for its silence."""
         if not self._heartbeats or self._doubted_at < math.inf:

@@ -169,18 +169,20 @@ class Cluster:
     async def converged(self, timeout: float = CONVERGED_SECONDS) -> None:  # noqa: ASYNC109
         """Wait until every client agrees with the registry; raises `NotConverged` after `timeout` seconds with what is missing.
 
-        That is: every node runs; every registry of `connect`, and `registry`, is connected; what each of them registered is on the node
-        under the lease that it shows; and each of its views is the node's committed list and not stale. Nothing is healed by this.
+        That is: every node runs; every registry of `connect`, and `registry`, is connected and has heard from its node since the call;
+        what each of them registered is on the node under the lease that it shows; and each of its views is the node's committed list and
+        not stale. Nothing is healed by this, and a quiet cluster needs a second, the time between two heartbeats.
         """
-        problem = self._find_unconverged()
+        began = trio.current_time()
+        problem: str | None = "nothing was looked at"
         with trio.move_on_after(timeout):
             while problem is not None:
                 await trio.sleep(_LOOK_SECONDS)
-                problem = self._find_unconverged()
+                problem = self._find_unconverged(began)
         if problem is not None:
             raise NotConverged(f"not converged after {timeout:g} s: {problem}")
 
-    def _find_unconverged(self) -> str | None:
+    def _find_unconverged(self, began: float) -> str | None:
         for name in self.nodes:
             if self._world.machines[name].node is None:
                 return f"{name} does not run: restart it"
@@ -190,6 +192,8 @@ class Cluster:
             core = registry._link.core
             if not core.connected:
                 return f"{registry} is not connected"
+            if core.heard_at <= began:
+                return f"{registry} has not heard from its node since"
             for claim in core.registrations.held():
                 entry = node._shard.entries(claim.service).get(claim.instance_id)
                 if entry is None or unpack_entry(entry).lease_id != claim.lease:

@@ -236,5 +236,10 @@ async def open_world(seed: object, *, delay_seconds_max: float = 0.002, window_b
     network = SimNetwork(seed, delay_seconds_max=delay_seconds_max, window_bytes=window_bytes)
     async with trio.open_nursery() as nursery:
         await nursery.start(network.run)
-        yield World(seed, nursery, network)
+        world = World(seed, nursery, network)
+        try:
+            yield world
+        finally:
+            for name in world.machines:
+                world.resume(name)  # a process that stands still could not end
         nursery.cancel_scope.cancel()

@@ -29,6 +29,8 @@ from .history import End, History, Operation, Sight
 from .options import Options
 
 PATIENCE_SECONDS = 8.0
+PADDING_BYTES_MAX = 1500
+"""Some values are padded, so that a batch of the log is more than one sector of the disk and its segments fill up."""
 SHARED_SHARE = 0.15
 """Of the registrations, for an id that belongs to another client."""
 
@@ -125,7 +127,7 @@ class Workload:
             with trio.move_on_after(PATIENCE_SECONDS) as patience:
                 async with self._recorded(operation):
                     block = client.registry.register(
-                        key[0], id=key[1], port=80, host=client.name, metadata={"v": value}, ttl=self._options.ttl
+                        key[0], id=key[1], port=80, host=client.name, metadata=self._metadata(value), ttl=self._options.ttl
                     )
                     async with block as registration:
                         patience.deadline = math.inf
@@ -138,6 +140,11 @@ class Workload:
         finally:
             client.held.pop(key, None)
             client.leaving.pop(key, None)
+
+    def _metadata(self, value: str) -> dict[str, str]:
+        """The value, with a padding that follows from it."""
+        padding = random.Random(value).choice((0, 0, 0, PADDING_BYTES_MAX))
+        return {"v": value, "padding": "x" * padding}
 
     async def _hold_until_told(self, client: Client, key: tuple[str, str], registration: Registration) -> None:
         async with trio.open_nursery() as nursery:
@@ -159,7 +166,7 @@ class Workload:
     async def _update(self, client: Client, key: tuple[str, str]) -> None:
         value = f"v{next(self._values)}"
         async with self._operation(client, "update", key, value):
-            await client.held[key].update(metadata={"v": value})
+            await client.held[key].update(metadata=self._metadata(value))
 
     async def _drain(self, client: Client, key: tuple[str, str]) -> None:
         async with self._operation(client, "drain", key) as operation:
