@@ -31,7 +31,7 @@ from ..core.entries import unpack_entry
 from ..environment import Environment
 from ..errors import Invalid
 from .scheduler import Scheduler, install
-from .world import PORT, Program, World, open_world
+from .world import PORT, Program, World, alone, open_world
 
 CONVERGED_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.05
@@ -241,16 +241,19 @@ async def cluster(*, nodes: int = 1, seed: int = 0, **keys: object) -> AsyncIter
         )
     names = tuple(f"node{number}" for number in range(1, nodes + 1))
     body_error: BaseException | None = None
-    with install(Scheduler(seed)):
-        async with open_world(seed) as world:
-            made = Cluster(world, names, dict(keys))
-            for name in names:
-                await world.start(name, **keys)  # type: ignore[arg-type]
-            async with made.connect("test") as registry:
-                made.registry = registry
-                try:
-                    yield made
-                except BaseException as error:  # raised again below, outside of every nursery and so of every group
-                    body_error = error
+    try:
+        with install(Scheduler(seed)):
+            async with open_world(seed) as world:
+                made = Cluster(world, names, dict(keys))
+                for name in names:
+                    await world.start(name, **keys)  # type: ignore[arg-type]
+                async with made.connect("test") as registry:
+                    made.registry = registry
+                    try:
+                        yield made
+                    except BaseException as error:  # raised again below, outside of every nursery and so of every group
+                        body_error = error
+    except BaseExceptionGroup as group:  # of a node or of a program that `run` started; the block's own is in `body_error`
+        raise alone(group) from None
     if body_error is not None:
         raise body_error

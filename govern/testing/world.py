@@ -97,7 +97,7 @@ class World:
         try:
             await self._nursery.start(self._run_node, machine, keys)
         except BaseExceptionGroup as group:
-            raise _alone(group) from None
+            raise alone(group) from None
         if machine.node is None:  # it died again between being ready and this line
             raise machine.failure or RuntimeError(f"{name} did not start: it was ended meanwhile")
         return machine.node
@@ -222,7 +222,7 @@ class World:
         await self._end(self.machines[name])
 
 
-def _alone(error: BaseException) -> BaseException:
+def alone(error: BaseException) -> BaseException:
     """The exception itself, without the groups around it when it is alone in them."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
