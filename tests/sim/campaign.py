@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import attrs
 
 from .columns import Columns
+from .differences import find_difference, record_steps
 from .episode import run_episode
 from .options import Options, draw_options
 
@@ -58,7 +59,7 @@ def run_seed(task: tuple[int, float]) -> Finding:
         outcome = run_episode(options, columns)
         if seed % TWICE_EVERY == 0:
             again = run_episode(options)
-            assert again.trace == outcome.trace, f"two runs of seed {seed} differ: compare them with --steps"
+            assert again.trace == outcome.trace, f"two runs of seed {seed} differ: {_explain_difference(options)}"
     except Exception as error:
         return Finding(
             seed=seed,
@@ -74,6 +75,11 @@ def run_seed(task: tuple[int, float]) -> Finding:
         operations=report.operations,
         healed_after=report.healed_after,
     )
+
+
+def _explain_difference(options: Options) -> str:
+    one, other = (record_steps(lambda on_step: run_episode(options, on_step=on_step)) for _ in range(2))
+    return find_difference(one, other) or "not when they were run again to see where"
 
 
 def run_one(options: Options, *, verbose: bool, steps: str | None) -> int:

@@ -1,0 +1,79 @@
+"""A seed is a run: the same in this process, again in this process, and in another one with other hashes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from govern.testing import simulate
+
+from .differences import find_difference, record_steps
+from .episode import run_episode
+from .options import FAULTS, draw_options
+
+SECONDS = 60.0
+SEED = next(seed for seed in range(100) if draw_options(seed).faults == FAULTS)
+"""The first seed with all faults."""
+
+OnStep = Callable[[float, str], None]
+
+
+def test_a_seed_runs_twice_the_same_in_one_process() -> None:
+    """Every step of the second run is that of the first."""
+    options = draw_options(SEED, SECONDS)
+    one = record_steps(lambda on_step: run_episode(options, on_step=on_step))
+    other = record_steps(lambda on_step: run_episode(options, on_step=on_step))
+    assert len(one) > 1000
+    assert find_difference(one, other) is None
+
+
+@pytest.mark.parametrize("hashes", ["1", "4242"])
+def test_a_seed_runs_the_same_in_a_process_with_other_hashes(hashes: str, tmp_path: Path) -> None:
+    """PYTHONHASHSEED orders sets and decides hashes of strings; nothing in a run depends on it."""
+    here = record_steps(lambda on_step: run_episode(draw_options(SEED, SECONDS), on_step=on_step))
+    path = tmp_path / "steps"
+    command = [sys.executable, "-m", "tests.sim", "--seed", str(SEED), "--seconds", str(SECONDS), "--steps", str(path)]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONHASHSEED": hashes, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    there = [(float(at), task) for at, _, task in (line.partition(" ") for line in path.read_text().splitlines())]
+    assert find_difference([(float(f"{at:.9f}"), task) for at, task in here], there) is None
+
+
+def test_the_first_step_that_differs_is_named() -> None:
+    """A scenario that takes something from outside of its seed is caught, at the step where it shows."""
+    outside = iter([0.25, 0.75])
+
+    async def wait_for_the_world_outside() -> None:
+        await trio.sleep(next(outside))
+
+    async def scenario(seed: int) -> None:
+        await trio.sleep(1.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_for_the_world_outside)
+
+    def run(on_step: OnStep) -> object:
+        return simulate(1, scenario, on_step=on_step)
+
+    difference = find_difference(record_steps(run), record_steps(run))
+    assert difference is not None
+    assert "one:   1.25" in difference
+    assert "other: 1.75" in difference
+    assert "wait_for_the_world_outside" in difference
+
+
+def test_a_run_that_ends_early_differs_at_its_end() -> None:
+    """A run that is the beginning of the other one is not the same run."""
+    steps = [(0.0, "1 a"), (1.0, "2 b")]
+    difference = find_difference(steps, steps[:1])
+    assert difference is not None
+    assert "step 2 differs" in difference
+    assert "other: had ended" in difference
+    assert find_difference(steps, list(steps)) is None
