@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 
 import govern
+import govern.testing
 
 PAGE = Path(__file__).parent.parent / "docs" / "api.md"
 INTRODUCTION = """# The API
 
-Everything that `import govern` gives, in the words of the docstrings. This page is rendered from them: `python -m pytest
-tests/test_api_reference.py --rewrite` writes it anew. Times are seconds, sizes are bytes; everything that waits runs under trio.
+Everything that `import govern` gives, and behind it `govern.testing`, in the words of the docstrings. This page is rendered
+from them: `python -m pytest tests/test_api_reference.py --rewrite` writes it anew. Times are seconds, sizes are bytes;
+everything that waits runs under trio.
 """
 DEFAULT_TEXT = re.compile(r"<.*>")
 ANNOTATION = re.compile(r"(?<=: )'([^']*)'")
@@ -46,10 +48,9 @@ def members_of(thing: type) -> list[tuple[str, str, str]]:
 def render() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
-    for name in govern.__all__:
-        thing = getattr(govern, name)
-        if name == "__version__":
-            continue
+    public = [(name, getattr(govern, name)) for name in govern.__all__ if name != "__version__"]
+    public += [(f"testing.{name}", getattr(govern.testing, name)) for name in govern.testing.__all__]
+    for name, thing in public:
         is_error = inspect.isclass(thing) and issubclass(thing, BaseException)
         title = name if is_error or (inspect.isclass(thing) and issubclass(thing, str)) else signature_of(name, thing)
         parts.append(f"## {name}\n\n```\n{title}\n```\n\n{inspect.getdoc(thing)}\n")

@@ -48,7 +48,7 @@ class Scheduler:
         self._random.shuffle(batch)
 
     def freeze(self, name: object) -> None:
-        """Let the process of that name stand still until `thaw` (S2). It must not be the caller's own."""
+        """Let the process of that name stand still until `thaw` (S2), from the loop's next pass on. It must not be the caller's own."""
         assert name is not None, "the world cannot stop"
         assert process.get() != name, "a process cannot stop itself"
         self._frozen.setdefault(name, [])

@@ -157,8 +157,15 @@ class World:
 
     async def kill(self, name: str = "node1") -> None:
         """SIGKILL: the process is gone, the machine lives and keeps what was written."""
-        self._fence(self.machines[name])
+        self.end_process(name)
         await self._end(self.machines[name])
+
+    def end_process(self, name: str = "node1") -> None:
+        """As `kill`, from inside of an operation of its disk: it does not wait for the last task to end."""
+        machine = self.machines[name]
+        self._fence(machine)
+        if machine.scope is not None:
+            machine.scope.cancel()
 
     async def stop(self, name: str = "node1") -> None:
         """An orderly stop."""

@@ -334,3 +334,19 @@ def test_a_refused_repetition_of_an_update_is_in_doubt() -> None:
     request = pair.update(claim, weight=3.0)
     pair.settle()
     assert type(request.error) is Overloaded
+
+
+def test_a_repeated_drain_is_not_denied() -> None:
+    """The drain was carried out and its answer lost; then the instance went. What is said of the repetition is no word on the drain."""
+    pair = Pair()
+    pair.connect()
+    pair.register()
+    pair.settle()
+    command = drain(pair)
+    pair.to_node()
+    pair.drop()
+    pair.node.remove((ORDERS, "one"))
+    pair.connect()
+    pair.settle()
+    assert isinstance(command.error, Indeterminate)
+    assert "may have been set to draining before" in str(command.error)
