@@ -54,6 +54,11 @@ class Machine:
         """Whether a process runs on it, a paused one included."""
         return self.scope is not None and not self.gone.is_set()
 
+    @property
+    def dying(self) -> bool:
+        """Whether its process was ended, and its last task is still on its way out."""
+        return self.running and self.scope is not None and self.scope.cancel_called
+
 
 class World:
     """Everything in one simulated run; `nursery` holds every process."""

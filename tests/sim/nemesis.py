@@ -95,9 +95,11 @@ class Nemesis:
     async def _bring_back(self) -> None:
         """Start the node again when it is down, for whatever reason; a disk that fails at the start is tried again."""
         machine = self._world.machines[NODE]
-        while machine.node is None:
-            if machine.running:  # it is dying
+        while True:
+            if machine.dying:
                 await machine.gone.wait()
+            if machine.node is not None:
+                return
             try:
                 await self._world.start(NODE, **self._keys)
                 self._columns.add(NODE, f"* ready, life {machine.boots}")
