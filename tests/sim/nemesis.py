@@ -24,6 +24,7 @@ from .workload import Workload
 
 NODE = "node1"
 RETRY_SECONDS = 0.5
+DYING_SECONDS_MAX = 7.0
 FREE_BYTES_WHEN_FULL = 600
 
 
@@ -160,6 +161,8 @@ class Nemesis:
         with trio.move_on_after(5.0):
             await self._world.machines[NODE].gone.wait()
         self._disk.fails = None
+        with trio.move_on_after(DYING_SECONDS_MAX):  # it may have met the error just now, and be on its way out
+            await self._world.machines[NODE].gone.wait()
 
     async def _disk_full(self, chance: random.Random) -> None:
         self._disk.capacity_bytes = self._disk.used_bytes + chance.choice((0, FREE_BYTES_WHEN_FULL))
