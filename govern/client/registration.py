@@ -81,7 +81,8 @@ class Registration:
 
         Over a broken connection it waits for the next one, and repeats the request under its id: the change is made once. Cancelling
         stops the waiting; the change may then happen or not. Raises `Invalid` before anything is sent, `Superseded` or `Gone` when the
-        registration is not held any more, another `Rejected` when the node refuses, `Indeterminate` when the node itself does not know.
+        registration is not held any more, another `Rejected` when the node refuses, `Indeterminate` when the node itself does not know, or
+        in place of all these when a connection broke before that and the update may have been made over it.
         """
         changes: dict[str, Any] = {"weight": weight, "zone": zone, "version": version, "metadata": metadata, "status": status}
         changes = {name: value for name, value in changes.items() if value is not None}

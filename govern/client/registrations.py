@@ -14,7 +14,7 @@ R5  A claim that is being left is kept until the node has confirmed its removal,
 R6  A persistent instance is claimed again only when the cluster is another one. With the same cluster it is still in the log, and if it
     is not, an operator removed it.
 R7  A refusal of a repeated update speaks of the repetition alone: the update itself may have happened over the connection before, and
-    its owner is told so, unless the refusal says what became of the lease.
+    its owner is told so. What became of the lease is told by the registration.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Final
 import attrs
 
 from ..core.digests import lease_digest
-from ..errors import Evicted, Gone, GovernError, Indeterminate, Invalid, RemoteProtocolError, Superseded
+from ..errors import Evicted, Gone, GovernError, Indeterminate, Invalid, Rejected, RemoteProtocolError, Superseded
 from ..messages import Deregister, Done, Lost, Message, Refused, Register, Registered, Update
 from ..model import LSN_ZERO, Instance, Lsn, ServiceKey, Status, check_instance, client_fields
 from .claims import Claim, UpdateRequest
@@ -37,8 +37,6 @@ WRITES_IN_FLIGHT_MAX: Final = 256
 EXPIRED: Final = "expired"
 """Why a lease ended that nobody else has taken: it is claimed again."""
 _UPDATE_TRIES_MAX: Final = 3
-_ABOUT_THE_LEASE: Final = frozenset({Gone.reason, Superseded.reason, Evicted.reason, Invalid.reason})
-"""Refusals of an update that hold whether or not an earlier try arrived."""
 _CHANGEABLE: Final = {"weight": 4, "zone": 5, "version": 6, "metadata": 7, "status": 8}  # name -> place in the client part
 
 
@@ -196,7 +194,7 @@ class Registrations:
     def _again_later(self, claim: Claim, request: UpdateRequest) -> None:
         """This update certainly had no effect: it goes first among those that wait, to be sent under a new id."""
         if claim.over or claim.wanted is None:
-            self._outbox.finish(request, error=self.no_longer(claim))
+            self._refuse_update(request, self.no_longer(claim))
             return
         request.request_id = 0
         claim.updates.appendleft(request)
@@ -218,7 +216,14 @@ class Registrations:
     def _give_up_repeat(self, claim: Claim) -> None:
         repeat, claim.repeat = claim.repeat, None
         if isinstance(repeat, UpdateRequest):
-            self._outbox.finish(repeat, error=self.no_longer(claim))
+            self._refuse_update(repeat, self.no_longer(claim))
+
+    def _refuse_update(self, request: UpdateRequest, error: GovernError) -> None:
+        """End an update that is not made any more; what was in doubt stays so (R7)."""
+        if request.in_doubt and isinstance(error, Rejected) and not isinstance(error, Invalid):
+            text = f"{error} ({error.reason}), and the connection broke when the update was sent first: it may have happened"
+            error = Indeterminate(text)
+        self._outbox.finish(request, error=error)
 
     def wake(self, now: float) -> None:
         """The moment of `deadline` has come."""
@@ -353,11 +358,8 @@ class Registrations:
         elif message.code == Gone.reason and (claim.over or request.tries < _UPDATE_TRIES_MAX):
             self._drop_lease(claim)  # the node does not hold that lease: claim it again first, then change it under the new one
             self._again_later(claim, request)
-        elif request.in_doubt and message.code not in _ABOUT_THE_LEASE:
-            text = f"{message.text} ({message.code}), and the connection broke when the update was sent first: it may have happened"
-            self._outbox.finish(request, error=Indeterminate(text))  # R7
         else:
-            self._outbox.finish(request, error=error_of(message))
+            self._refuse_update(request, error_of(message))
 
     def _removal_answered(self, claim: Claim, request: Request, message: Message, now: float) -> None:
         if isinstance(message, Refused) and message.code != Gone.reason:
@@ -429,7 +431,7 @@ class Registrations:
 
     def _fail_updates(self, claim: Claim, error: GovernError) -> None:
         while claim.updates:
-            self._outbox.finish(claim.updates.popleft(), error=error)
+            self._refuse_update(claim.updates.popleft(), error)
 
     def close(self, error: GovernError) -> None:
         """The client leaves: every update that somebody waits for ends with `error`."""

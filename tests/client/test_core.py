@@ -228,7 +228,7 @@ def test_superseded_is_final() -> None:
     pair.to_client()
     assert claim.lost == "superseded"
     pair.drop()
-    assert isinstance(update.error, Superseded)
+    assert isinstance(update.error, Indeterminate)  # it had been sent, and nobody knows whether it arrived before the other client
     said = pair.connect()
     assert not [message for message in said if isinstance(message, Register | Update)]
     with pytest.raises(Superseded):

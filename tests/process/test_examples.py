@@ -71,6 +71,8 @@ async def test_a_service_tested_against_a_crash_of_the_registry(programs: Progra
 
 def test_every_example_is_run() -> None:
     """No example is left out of these tests and of ./check."""
-    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted((*PARTS, *STORIES))
+    tests = [path.name for path in EXAMPLES.glob("test_*.py")]
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted((*PARTS, *STORIES, *tests))
+    assert all(f"examples/{name}" in (REPOSITORY / "check").read_text() for name in tests)
     (names,) = re.findall(r"for example in ([a-z_ ]+); do", (REPOSITORY / "check").read_text())
     assert sorted(f"{name}.py" for name in names.split()) == sorted(STORIES)

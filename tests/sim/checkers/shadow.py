@@ -13,7 +13,6 @@ T13  What was applied once was acknowledged, or may have been, so it is on the d
      13, 15, 21 and 22 of the protocol's list at once).
 T20  The state of a node is the fold, at every moment and in every life.
 T25  The digest of a session on the node is that of its instances in the fold.
-T57  A registration that its session holds already is not made anew under another lease.
 
 `forgive` gives all of it up for one machine's next life: after a disk was wiped, rolled back, or lied about a sync.
 """
@@ -196,10 +195,6 @@ class Shadow:
         )
         self.commits.append(commit)
         self._views.setdefault(key[0], []).append((slot.lsn, self._view(key[0])))
-        if isinstance(op, RegisterOp) and before is not None and after is not None:
-            same = before.session == after.session and before.client == after.client
-            if same and before.lease != after.lease:
-                self._report(Violation(f"57: {key} was held under {before.lease} and is registered anew by its own session: {op}"))
         for listener in self.listeners:
             listener(commit)
 
