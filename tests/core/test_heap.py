@@ -1,0 +1,70 @@
+"""Short runs of the cores alone, and the mutants that they must find."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+
+import pytest
+
+from govern.core.sessions import Sessions
+
+from . import test_mutants
+from .heap import Run, failure_of
+
+RUNS = 400
+RUNS_DEEP = 100_000
+
+
+def test_short_runs() -> None:
+    """No promise is broken, and the runs are not empty: things are committed, the node dies, connections break, requests repeat."""
+    committed = lives = repeats = 0
+    for seed in range(RUNS):
+        run = Run(seed)
+        run.play()
+        committed += len(run.log)
+        lives += run.term
+        repeats += run.repeats
+    assert committed > 10 * RUNS
+    assert lives > 2 * RUNS
+    assert repeats > RUNS / 5
+
+
+@pytest.mark.deep
+def test_many_short_runs() -> None:
+    """A hundred thousand of them."""
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        assert [failure for failure in pool.imap_unordered(failure_of, range(RUNS_DEEP), chunksize=100) if failure] == []
+
+
+def lived_time_runs_on(patch: pytest.MonkeyPatch) -> None:
+    """Silence is counted twice as fast."""
+    due = Sessions.due
+
+    def mutant(self: Sessions, limit: int) -> object:
+        self.now_us += 100_000
+        return due(self, limit)
+
+    patch.setattr(Sessions, "due", mutant)
+
+
+MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], int]] = [
+    (test_mutants.ring_floor_ignored, 20),
+    (test_mutants.ring_off_by_one, 5),
+    (test_mutants.stale_view_kept, 80),
+    (test_mutants.leases_of_the_loser_kept, 60),
+    (test_mutants.digest_without_service, 5),
+    (test_mutants.late_links_forgotten, 100),
+    (lived_time_runs_on, 150),
+]
+
+
+@pytest.mark.parametrize(("mutant", "runs"), MUTANTS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_every_mutant_is_found(mutant: Callable[[pytest.MonkeyPatch], None], runs: int) -> None:
+    """Within so many runs; the number is printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        mutant(patch)
+        found = next((seed for seed in range(runs) if failure_of(seed) is not None), None)
+    assert found is not None, f"nothing found {mutant.__name__} in {runs} runs"
+    print(f"{mutant.__name__}: found by run {found + 1} of {runs}")
