@@ -181,7 +181,7 @@ def _explain(failure: BaseException | None, found: type[SimulationFailed] | None
     """The one exception of a run that failed. What cleanups raised after the watch had ended the run is its cause."""
     if found is None:
         assert failure is not None, "only the watch cancels a scenario from outside"
-        failed = _alone(failure)
+        failed = alone(failure)
         failed.add_note(f"in a simulation: {story}")
     else:
         failed = found(f"{_REASONS[found]} ({story})")
@@ -191,7 +191,7 @@ def _explain(failure: BaseException | None, found: type[SimulationFailed] | None
     return failed
 
 
-def _alone(error: BaseException) -> BaseException:
+def alone(error: BaseException) -> BaseException:
     """The exception itself, without the groups around it when it is alone in them."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]

@@ -25,6 +25,7 @@ from ..environment import Environment, SimulatedClock
 from ..errors import GovernError
 from ..net.sim import SimNetwork
 from ..storage.sim import SimFiles, SimStorage
+from .run import alone
 from .scheduler import installed, process
 
 PORT = 7400
@@ -232,13 +233,6 @@ class World:
         """SIGKILL: nothing is said, the machine resets its connections."""
         self.network.crash(name)
         await self._end(self.machines[name])
-
-
-def alone(error: BaseException) -> BaseException:
-    """The exception itself, without the groups around it when it is alone in them."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 @asynccontextmanager

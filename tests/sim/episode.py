@@ -177,7 +177,10 @@ def find_unconverged(world: World, workload: Workload, shadow: Shadow) -> str | 
             entries = node._shard.entries(ServiceKey("default", view.service.name))
             shown = {instance.id: instance.lsn for instance in view.instances}
             kept = {instance_id: unpack_entry(entry).lsn for instance_id, entry in entries.items()}
-            if view.stale or view.lsn != node._shard.service_lsn(view.service) or shown != kept:
+            is_current = (
+                view.lsn == node._shard.service_lsn(view.service) or not kept
+            )  # an empty list moves with its slot, and nobody is told
+            if view.stale or not is_current or shown != kept:
                 return f"{client.name} sees {view.service} at {view.lsn} (stale: {view.stale}): {shown}; the node has {kept}"
     if held:
         return f"nobody holds {list(held)} any more, and they are still there"
