@@ -4,7 +4,7 @@
     python -m tests.core.heap --seed N --verbose
 
 Time is a number, and everything that will happen lies in one heap: a message arrives, a clock ticks, a batch becomes durable. A
-connection keeps the order of its messages; when it breaks, all that is on the way is lost, and in some runs requests arrive twice. A
+connection keeps the order of its messages; when it breaks, all that is on the way is lost, and in some runs writes arrive twice. A
 write goes through the steps of the store one by one (numbered, in the log, applied and answered), and the node may die between any two;
 then everything is gone but the log.
 
@@ -36,7 +36,7 @@ from govern.core.links import Link
 from govern.core.sessions import silence_us
 from govern.core.shard import Outcome
 from govern.errors import Unreachable
-from govern.messages import FRAME_BYTES_MAX_TO_CLIENT
+from govern.messages import FRAME_BYTES_MAX_TO_CLIENT, Deregister, Register, Update, build_message
 from govern.model import Instance, Lsn, ServiceKey
 from govern.net.frames import FrameReader
 
@@ -79,7 +79,7 @@ class Run:
         self.heard: dict[bytes, int] = {}
         self.steps = 0
         self.repeats = self.chance.random() < 0.3
-        """Whether some requests arrive twice in this run."""
+        """Whether some writes arrive twice in this run."""
         self._tick_count = 0
         self._lived_us = 0  # as this run counts it, whatever the sessions think
         self._tell = tell
@@ -273,7 +273,8 @@ class Run:
         """What a client has said goes on its way."""
         frames, _ = client.core.outbox.take()
         for raw in FrameReader(FRAME_BYTES_MAX_TO_CLIENT).feed(b"".join(frames)):
-            for _ in range(1 + (self.repeats and self.chance.random() < 0.1)):
+            is_write = isinstance(build_message(raw), Register | Update | Deregister)
+            for _ in range(1 + (self.repeats and is_write and self.chance.random() < 0.2)):
                 self._send(client, lambda raw=raw: self._arrive_at_node(client, raw))  # type: ignore[misc]
 
     def _arrive_at_node(self, client: Client, raw: list[object]) -> None:
