@@ -80,6 +80,7 @@ class HelloOk(Message):
     version: str = _field(checks.text)
     heartbeat_ms: int = _field(checks.number)
     resumed: bool = _field(checks.flag, default=False)
+    table_version: int = _field(checks.number, default=0)
 
 
 @attrs.frozen
@@ -114,6 +115,7 @@ class HeartbeatOk(Message):
     TYPE: ClassVar[int] = 5
     state: int = _field(checks.number)
     fresh: bool = _field(checks.flag, default=True)
+    table_version: int = _field(checks.number, default=0)
 
 
 @attrs.frozen
@@ -373,6 +375,57 @@ class Explained(Message):
     events: list[Any] = _field(checks.fields)
 
 
+@attrs.frozen
+class AskTable(Message):
+    """Ask for the table. `known` is the version that the asker has, 0 for none: the answer may then be only what changed."""
+
+    TYPE: ClassVar[int] = 32
+    known: int = _field(checks.number)
+
+
+@attrs.frozen
+class TableRows(Message):
+    """The table, in pages: rows of `core.table`. With `base` 0 it is the whole table, else what leads from version `base` to `version`; a
+    reader that has the version already gets no rows."""
+
+    TYPE: ClassVar[int] = 33
+    more: bool = _field(checks.flag)
+    base: int = _field(checks.number)
+    version: int = _field(checks.number)
+    nodes: list[Any] = _field(checks.fields)
+    gone: list[Any] = _field(checks.fields)
+    runs: list[Any] = _field(checks.fields)
+
+
+@attrs.frozen
+class Moved(Message):
+    """The service belongs to a slot of another node: the request had no effect here, and is to be sent there. `address` is `host:port`."""
+
+    TYPE: ClassVar[int] = 34
+    slot: int = _field(checks.number)
+    node_id: int = _field(checks.number)
+    address: str = _field(checks.text)
+    table_version: int = _field(checks.number)
+
+
+@attrs.frozen
+class Administer(Message):
+    """An operator's word to the whole cluster; whichever node gets it passes it to the controller. `node_id` is 0 where none is meant."""
+
+    TYPE: ClassVar[int] = 35
+    verb: str = _field(checks.text)
+    node_id: int = _field(checks.number)
+    options: dict[str, Any] = _field(checks.changes)
+
+
+@attrs.frozen
+class Administered(Message):
+    """The answer of the controller, in the shape that belongs to the verb."""
+
+    TYPE: ClassVar[int] = 36
+    result: dict[str, Any] = _field(checks.changes)
+
+
 MESSAGES: Final[dict[int, type[Message]]] = {
     kind.TYPE: kind
     for kind in (
@@ -407,6 +460,11 @@ MESSAGES: Final[dict[int, type[Message]]] = {
         Evict,
         Explain,
         Explained,
+        AskTable,
+        TableRows,
+        Moved,
+        Administer,
+        Administered,
     )
 }
 TO_NODE: Final = frozenset(
@@ -428,6 +486,8 @@ TO_NODE: Final = frozenset(
         Drain,
         Evict,
         Explain,
+        AskTable,
+        Administer,
     )
 )
 TO_CLIENT: Final = frozenset(MESSAGES) - TO_NODE

@@ -1,0 +1,245 @@
+"""The table: which node answers for which slot, and where the nodes are.
+
+A `Table` is one version of that, and never changes; the version is the index of the metadata record that made it. Nodes and clients hold
+one and replace it by a newer one. On the wire it travels as rows, whole or as what changed since a version that the reader names.
+
+T1  Runs are sorted and do not overlap; neighbours that say the same are one run. A slot that is in no run belongs to nobody yet.
+T2  `apply(old, difference(old, new)) == new`: a reader that follows the changes has the table that its writer has.
+T3  A version is made once. Two tables of one cluster with one version are equal.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import attrs
+
+from ..errors import RemoteProtocolError
+from .slots import SLOT_COUNT
+
+UP: Final = "up"
+DOWN: Final = "down"
+ROWS_MAX: Final = SLOT_COUNT + 4096
+"""Rows of one table that a reader takes: every slot in a run of its own, and more nodes than any cluster has."""
+
+
+@attrs.frozen
+class TableNode:
+    """One node. `clients` and `peers` are `host:port`; `peers` is empty for a node that takes no links. `registered_at` is the version at
+    which this life of the node (`disk_id`, `boot_no`) was registered: grants older than that are not its own."""
+
+    node_id: int
+    clients: str
+    peers: str
+    candidate: bool
+    state: str
+    disk_id: bytes
+    boot_no: int
+    registered_at: int
+
+
+@attrs.frozen
+class SlotRun:
+    """Slots `first` to `last` that share everything: the primary, its term, the copies `(node_id, copy_id)` and the nodes in sync."""
+
+    first: int
+    last: int
+    primary: int
+    term: int
+    copies: tuple[tuple[int, int], ...]
+    in_sync: tuple[int, ...]
+
+    @property
+    def value(self) -> tuple[object, ...]:
+        """What neighbours must share to be one run."""
+        return self.primary, self.term, self.copies, self.in_sync
+
+
+@attrs.frozen(repr=False)
+class Table:
+    """One version. Nodes are sorted by id, runs by slot (T1)."""
+
+    version: int = 0
+    nodes: tuple[TableNode, ...] = ()
+    runs: tuple[SlotRun, ...] = ()
+    _firsts: tuple[int, ...] = attrs.field(init=False, eq=False, repr=False)
+    _by_id: dict[int, TableNode] = attrs.field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_firsts", tuple(run.first for run in self.runs))
+        object.__setattr__(self, "_by_id", {node.node_id: node for node in self.nodes})
+
+    def __repr__(self) -> str:
+        return f"<Table {self.version} nodes={sorted(self._by_id)} runs={len(self.runs)} assigned={self.assigned_count}>"
+
+    @property
+    def assigned_count(self) -> int:
+        """How many slots belong to somebody."""
+        return sum(run.last - run.first + 1 for run in self.runs)
+
+    def node(self, node_id: int) -> TableNode | None:
+        """A node by its id."""
+        return self._by_id.get(node_id)
+
+    def run_of(self, slot: int) -> SlotRun | None:
+        """The run that a slot is in; None for a slot that belongs to nobody."""
+        place = bisect_right(self._firsts, slot) - 1
+        return self.runs[place] if place >= 0 and slot <= self.runs[place].last else None
+
+    def owner(self, slot: int) -> TableNode | None:
+        """The node that answers for a slot."""
+        run = self.run_of(slot)
+        return None if run is None else self._by_id.get(run.primary)
+
+    def primaries(self, node_id: int) -> int:
+        """For how many slots a node answers."""
+        return sum(run.last - run.first + 1 for run in self.runs if run.primary == node_id)
+
+    def copies(self, node_id: int) -> int:
+        """Of how many slots a node has a copy, its primaries included."""
+        return sum(run.last - run.first + 1 for run in self.runs if any(node == node_id for node, _ in run.copies))
+
+    def validate(self) -> None:
+        """Assert T1."""
+        ids = [node.node_id for node in self.nodes]
+        assert ids == sorted(dict.fromkeys(ids)), ids
+        end, value = -1, None
+        for run in self.runs:
+            assert end < run.first <= run.last < SLOT_COUNT, run
+            assert run.value != value or run.first > end + 1, run
+            assert any(node == run.primary for node, _ in run.copies), run
+            assert run.primary in run.in_sync, run
+            end, value = run.last, run.value
+
+
+EMPTY: Final = Table()
+
+
+@attrs.frozen
+class TableChange:
+    """From version `base` to `version`: nodes that are new or different, ids of nodes that are gone, and runs that replace whatever was
+    there. With base 0 it is the whole table."""
+
+    base: int
+    version: int
+    nodes: tuple[TableNode, ...] = ()
+    gone: tuple[int, ...] = ()
+    runs: tuple[SlotRun, ...] = ()
+
+
+def join_runs(runs: Iterable[SlotRun]) -> tuple[SlotRun, ...]:
+    """Sorted runs with equal neighbours made one (T1)."""
+    joined: list[SlotRun] = []
+    for run in sorted(runs, key=lambda run: run.first):
+        if joined and joined[-1].last + 1 == run.first and joined[-1].value == run.value:
+            joined[-1] = attrs.evolve(joined[-1], last=run.last)
+        else:
+            joined.append(run)
+    return tuple(joined)
+
+
+def overlay(runs: Iterable[SlotRun], news: Sequence[SlotRun]) -> tuple[SlotRun, ...]:
+    """The runs with `news`, which do not overlap each other, in the place of what they cover."""
+    kept: list[SlotRun] = []
+    cover = sorted(news, key=lambda run: run.first)
+    for run in runs:
+        first = run.first
+        for new in cover:
+            if new.last < first or new.first > run.last:
+                continue
+            if new.first > first:
+                kept.append(attrs.evolve(run, first=first, last=new.first - 1))
+            first = new.last + 1
+        if first <= run.last:
+            kept.append(attrs.evolve(run, first=first))
+    return join_runs([*kept, *cover])
+
+
+def whole(table: Table) -> TableChange:
+    """The table as a change from nothing."""
+    return TableChange(0, table.version, table.nodes, (), table.runs)
+
+
+def difference(old: Table, new: Table) -> TableChange:
+    """What leads from one version to a later one of the same cluster. Slots never become nobody's again, so runs only replace runs."""
+    before = {node.node_id: node for node in old.nodes}
+    nodes = tuple(node for node in new.nodes if before.get(node.node_id) != node)
+    gone = tuple(node_id for node_id in before if new.node(node_id) is None)
+    return TableChange(old.version, new.version, nodes, gone, tuple(_differing(old, new)))
+
+
+def _differing(old: Table, new: Table) -> list[SlotRun]:
+    """The parts of the new runs that say something else than the old table does."""
+    pieces: list[SlotRun] = []
+    for run in new.runs:
+        first = run.first
+        while first <= run.last:
+            was = old.run_of(first)
+            if was is None:
+                place = bisect_right(old._firsts, first)
+                last = min(run.last, old._firsts[place] - 1 if place < len(old._firsts) else run.last)
+            else:
+                last = min(run.last, was.last)
+            if was is None or was.value != run.value:
+                pieces.append(attrs.evolve(run, first=first, last=last))
+            first = last + 1
+    return list(join_runs(pieces))
+
+
+def apply(table: Table, change: TableChange) -> Table:
+    """The table after a change (T2). The change is whole, or its base is the version of the table; asserted."""
+    if not change.base:
+        return Table(change.version, change.nodes, change.runs)
+    assert change.base == table.version, (table, change.base)
+    nodes = {node.node_id: node for node in table.nodes if node.node_id not in change.gone}
+    nodes.update({node.node_id: node for node in change.nodes})
+    return Table(change.version, tuple(nodes[node_id] for node_id in sorted(nodes)), overlay(table.runs, change.runs))
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------------
+
+
+def node_rows(nodes: Iterable[TableNode]) -> list[list[Any]]:
+    """Nodes as rows for the wire and for files."""
+    return [list(attrs.astuple(node)) for node in nodes]
+
+
+def run_rows(runs: Iterable[SlotRun]) -> list[list[Any]]:
+    """Runs as rows for the wire and for files."""
+    return [[run.first, run.last, run.primary, run.term, [list(copy) for copy in run.copies], list(run.in_sync)] for run in runs]
+
+
+_NODE_TYPES: Final = (int, str, str, bool, str, bytes, int, int)
+
+
+def read_nodes(rows: Sequence[Any]) -> tuple[TableNode, ...]:
+    """Nodes from rows; more items than are known are ignored. Raises `RemoteProtocolError`."""
+    return tuple(_read_node(row) for row in rows)
+
+
+def _read_node(row: Any) -> TableNode:
+    if type(row) is not list or tuple(map(type, row[: len(_NODE_TYPES)])) != _NODE_TYPES:
+        raise RemoteProtocolError("a node of the table must be [id, clients, peers, candidate, state, disk, boot, registered at]")
+    return TableNode(*row[: len(_NODE_TYPES)])
+
+
+def read_runs(rows: Sequence[Any]) -> tuple[SlotRun, ...]:
+    """Runs from rows; more items than are known are ignored. Raises `RemoteProtocolError`, also when they are not in order."""
+    runs = tuple(_read_run(row) for row in rows)
+    end = -1
+    for run in runs:
+        if not end < run.first <= run.last < SLOT_COUNT:
+            raise RemoteProtocolError("the runs of a table must be in order and within the slots")
+        end = run.last
+    return runs
+
+
+def _read_run(row: Any) -> SlotRun:
+    if type(row) is list and [type(value) for value in row[:6]] == [int, int, int, int, list, list]:
+        first, last, primary, term, copies, in_sync = row[:6]
+        pairs = all(type(copy) is list and [type(value) for value in copy[:2]] == [int, int] for copy in copies)
+        if pairs and all(type(node_id) is int for node_id in in_sync):
+            return SlotRun(first, last, primary, term, tuple((copy[0], copy[1]) for copy in copies), tuple(in_sync))
+    raise RemoteProtocolError("a run of the table must be [first, last, primary, term, copies, in sync]")
