@@ -78,6 +78,13 @@ class DiskFull(Rejected):
     reason = "disk_full"
 
 
+class Unassigned(Rejected):
+    """Nobody acts for the slot of this service now: it was not assigned yet, or its node was not given it in its present life. Clients wait and
+    try again by themselves."""
+
+    reason = "unassigned"
+
+
 class Indeterminate(GovernError):
     """The request may or may not have had its effect: the connection or the node ended before it was answered."""
 
@@ -139,5 +146,5 @@ class StorageFailed(StorageError):
 
 
 REJECTIONS: Final[dict[str, type[Rejected]]] = {
-    kind.reason: kind for kind in (Rejected, Invalid, Gone, Superseded, Evicted, Overloaded, DiskFull)
+    kind.reason: kind for kind in (Rejected, Invalid, Gone, Superseded, Evicted, Overloaded, DiskFull, Unassigned)
 }

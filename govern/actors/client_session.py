@@ -30,10 +30,10 @@ from ..core.sessions import Sessions, Silent
 from ..core.subscriptions import Subscriptions
 from ..core.suspects import Suspects
 from ..environment import Clock, Connection, Network, Poller
-from ..errors import Stopped
+from ..errors import Overloaded, Stopped
 from ..messages import FRAME_BYTES_MAX_TO_NODE, Refused, encode
 from ..net.frames import FrameReader
-from .mail import Committed, LastRead, Loaded, SessionsMail, WriteBatch
+from .mail import Committed, LastRead, Listening, Loaded, ManagerMail, SessionsMail, WordAnswered, Words, WriteBatch
 from .runtime import Mailbox, MailboxFull
 
 ACCEPT_MAX: Final = 128  # per turn
@@ -77,6 +77,7 @@ class ClientSessions:
         limits: Limits,
         mailbox: Mailbox[SessionsMail],
         store_mailbox: Mailbox[WriteBatch],
+        manager_mailbox: Mailbox[ManagerMail],
         host: str,
         port: int,
     ) -> None:
@@ -91,6 +92,7 @@ class ClientSessions:
         self._limits = limits
         self._mailbox = mailbox
         self._store_mailbox = store_mailbox
+        self._manager_mailbox = manager_mailbox
         self._channels: dict[Link, Channel] = {}
         self._late = trio.Event()
         self._drain_opened = trio.Event()
@@ -107,6 +109,7 @@ class ClientSessions:
         """Serve until cancelled; then finish the writes under way, at most a second long, tell every client, and close."""
         poller = await self._network.open_poller(*self.address)
         self.address = poller.address
+        await self._manager_mailbox.put(Listening(*poller.address))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._poll, poller)
@@ -145,8 +148,8 @@ class ClientSessions:
             self._end_turn()
 
     def _begin_turn(self) -> None:
-        self._dispatch.now_us = round(trio.current_time() * 1e6)
-        self._dispatch.wall_ms = self._dispatch.history.wall_ms = round(self._clock.wall() * 1000)
+        clock = self._clock
+        self._dispatch.begin_turn(round(trio.current_time() * 1e6), clock.boot_us(), round(clock.wall() * 1000))
 
     def _open(self, connection: Connection) -> None:
         if len(self._channels) >= self._limits.connections_max:
@@ -265,6 +268,8 @@ class ClientSessions:
         self._close_refused()
         if self._suspects.pending or self._suspects.next_us != self._doubts_due_us:
             self._doubted.set()
+        if self._dispatch.words:
+            self._pass_words()
         writes = self._dispatch.writes
         if not writes or self._carrying:
             return
@@ -274,6 +279,16 @@ class ClientSessions:
                 del writes[:WRITES_PER_BATCH]
         except MailboxFull:
             self._to_carry.set()
+
+    def _pass_words(self) -> None:
+        """Words of operators go to the slot manager, which never keeps anybody waiting; when it has no room they are refused."""
+        words, self._dispatch.words = self._dispatch.words, []
+        try:
+            self._manager_mailbox.post(Words(words))
+        except (MailboxFull, Stopped) as error:
+            for word in words:
+                self._dispatch.administered(word, Refused(Overloaded.reason, str(error), 1000))
+                self._send_to(word.link)
 
     async def _carry_writes(self) -> None:
         """Hand writes over when the store is behind. A task of its own, so that nobody who reads mail ever waits for the store."""
@@ -309,6 +324,9 @@ class ClientSessions:
                     await trio.lowlevel.checkpoint()
             case LastRead(silent):
                 self._read_last(silent)
+            case WordAnswered(word, answer):
+                self._dispatch.administered(word, answer)
+                self._send_to(word.link)
         self._end_turn()
 
     async def _publish(self, results: list[tuple[Write, Any]]) -> None:

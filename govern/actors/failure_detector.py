@@ -3,8 +3,8 @@
 It removes nothing. A silent session is read once more, then its expiry is proposed to the store, and the log decides (E4).
 
 E1  The lived clock moves here and nowhere else, every 100 ms, by at most 250 ms.
-E3  Nobody is named while the node is loading, in the first four seconds after that (clients may still be in their reconnect
-    backoff), in the two seconds after a stall of the node, or while connections wait to be accepted (ten seconds at most).
+E3  Nobody is named while the node is loading or without a valid lease, in the first four seconds after either (clients may still be in
+    their reconnect backoff), in the two seconds after a stall of the node, or while connections wait to be accepted (ten seconds at most).
 E5  When the node has loaded, every session starts with full grace.
 E7  When most sessions fall silent together, the brake (`core.brake`) decides who of the silent goes on to the last read, and when.
 """
@@ -19,8 +19,10 @@ import trio
 from ..core.brake import WINDOW_US, Brake
 from ..core.links import Gate
 from ..core.lived import TICK_US, LivedClock
+from ..core.ownership import Ownership
 from ..core.sessions import Sessions, Silent
 from ..core.shard import Shard
+from ..environment import Clock
 from .mail import LastRead, SessionsMail
 from .runtime import Mailbox, MailboxFull
 
@@ -35,11 +37,23 @@ _log = logging.getLogger(__name__)
 class FailureDetector:
     """The actor that owns the deadlines of sessions."""
 
-    def __init__(self, *, shard: Shard, sessions: Sessions, gate: Gate, brake: Brake, sessions_mailbox: Mailbox[SessionsMail]) -> None:
+    def __init__(
+        self,
+        *,
+        shard: Shard,
+        sessions: Sessions,
+        ownership: Ownership,
+        clock: Clock,
+        gate: Gate,
+        brake: Brake,
+        sessions_mailbox: Mailbox[SessionsMail],
+    ) -> None:
         self.loop_lag_ms = 0.0  # how late ticks come: the worst of late, fading within a few seconds
         self.lived: LivedClock | None = None
         self._shard = shard
         self._sessions = sessions
+        self._ownership = ownership
+        self._clock = clock
         self._gate = gate
         self._brake = brake
         self._sessions_mailbox = sessions_mailbox
@@ -72,6 +86,8 @@ class FailureDetector:
             self._ready = True
             sessions.grant_grace()  # E5
             self._hold_until_us = lived.now_us + READY_HOLD_US
+        if not self._ownership.is_fresh(self._clock.boot_us()):
+            self._hold_until_us = max(self._hold_until_us, lived.now_us + READY_HOLD_US)
         if lived.now_us < self._hold_until_us or self._gate.is_saturated(lived.now_us):  # E3
             return
         silent = self._judge(sessions.due(NAMED_PER_TICK_MAX))

@@ -1,8 +1,15 @@
 """What the actors of a node say to each other.
 
 client_sessions ── WriteBatch ──▶ shard_store         put: waits when the store is behind
+client_sessions ── Listening, Words ──▶ slot_manager  post: Words that find no room are refused
 shard_store ── Committed, Loaded ──▶ client_sessions  put: safe, because the reader of that mailbox never waits for anybody
+shard_store ── StoreLoaded ──▶ slot_manager           put: safe likewise
 failure_detector ── LastRead ──▶ client_sessions      post: a full mailbox drops it, and it is said again a second later
+peer_connector ── FromPeer ──▶ election, slot_manager post: what is dropped is repeated, as if the link had lost it
+peer_connector ── PeerUp, PeerDown ──▶ slot_manager   put: safe, because the reader of that mailbox never waits for anybody
+election ── Entries, Installed, Led, … ──▶ slot_manager   put: safe likewise
+slot_manager ── Form, Propose, … ──▶ election         post: the mailbox has more room than the slot manager asks for at a time
+slot_manager ── WordAnswered ──▶ client_sessions      post
 """
 
 from __future__ import annotations
@@ -11,9 +18,13 @@ from collections.abc import Sequence
 
 import attrs
 
-from ..core.dispatch import Write
+from ..core.dispatch import Word, Write
 from ..core.sessions import Silent
 from ..core.shard import Outcome
+from ..messages import Message
+from ..peer_messages import Entry, Member, PeerHello, RaftMessage
+
+# --- to the shard store -----------------------------------------------------------------------------------------------------
 
 
 @attrs.frozen(eq=False)
@@ -21,6 +32,9 @@ class WriteBatch:
     """Operations for the log, in the order in which they are to take effect."""
 
     writes: Sequence[Write]
+
+
+# --- to the client sessions -------------------------------------------------------------------------------------------------
 
 
 @attrs.frozen(eq=False)
@@ -42,4 +56,173 @@ class LastRead:
     silent: Sequence[Silent]
 
 
-SessionsMail = Committed | Loaded | LastRead
+@attrs.frozen(eq=False)
+class WordAnswered:
+    """The answer to an operator's word."""
+
+    word: Word
+    answer: Message
+
+
+SessionsMail = Committed | Loaded | LastRead | WordAnswered
+
+
+# --- to the election --------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class RaftMail:
+    """A message of another candidate."""
+
+    message: RaftMessage
+
+
+@attrs.frozen(eq=False)
+class Written:
+    """The batch that the election gave to the disk is durable."""
+
+
+@attrs.frozen(eq=False)
+class Form:
+    """Begin the metadata log of a new cluster: these voters, this first record, behind index `base`. Answered by `Formed`."""
+
+    base: int
+    voters: tuple[Member, ...]
+    record: bytes
+
+
+@attrs.frozen(eq=False)
+class Join:
+    """Begin an empty metadata log, to be filled by the leader when this candidate is added."""
+
+
+@attrs.frozen(eq=False)
+class Propose:
+    """Records for the log; when this node does not lead, they are lost, and whoever wants them finds out from the state."""
+
+    records: Sequence[bytes]
+
+
+@attrs.frozen(eq=False)
+class Compact:
+    """The state as of an index: what is far behind it in the log is not needed any more."""
+
+    index: int
+    state: bytes
+
+
+@attrs.frozen(eq=False)
+class ChangeMembers:
+    """An operator's change of the candidates: `verb` is `add`, `promote`, `remove` or `transfer`. Answered by `MembersChanged`."""
+
+    number: int
+    verb: str
+    member: Member
+
+
+@attrs.frozen(eq=False)
+class Confirm:
+    """Is this node still the leader, now? Answered by `Confirmed`, after a round with a majority (ReadIndex)."""
+
+    number: int
+
+
+ElectionMail = RaftMail | Written | Form | Join | Propose | Compact | ChangeMembers | Confirm
+
+
+# --- to the slot manager ----------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class FromPeer:
+    """A message of another node."""
+
+    node_id: int
+    message: Message
+
+
+@attrs.frozen(eq=False)
+class PeerUp:
+    """There is a link to another node."""
+
+    node_id: int
+    hello: PeerHello
+
+
+@attrs.frozen(eq=False)
+class PeerDown:
+    """The link to another node is gone."""
+
+    node_id: int
+
+
+@attrs.frozen(eq=False)
+class Formed:
+    """The metadata log that `Form` asked for is durable."""
+
+
+@attrs.frozen(eq=False)
+class Entries:
+    """Committed entries, in order, each once."""
+
+    entries: Sequence[Entry]
+
+
+@attrs.frozen(eq=False)
+class Installed:
+    """The state as of an index, in the place of all entries before."""
+
+    index: int
+    state: bytes
+
+
+@attrs.frozen(eq=False)
+class Led:
+    """Who leads has changed: `leader` is None while nobody is known. `serving`: this node leads, and its first entry is committed."""
+
+    term: int
+    leader: Member | None
+    serving: bool
+
+
+@attrs.frozen(eq=False)
+class MembersChanged:
+    """What became of a change: `problem` is empty when it is committed."""
+
+    number: int
+    problem: str
+
+
+@attrs.frozen(eq=False)
+class Confirmed:
+    """Whether this node led at some moment after it was asked."""
+
+    number: int
+    leads: bool
+
+
+@attrs.frozen(eq=False)
+class StoreLoaded:
+    """The store has loaded; `tail_truncated`: the end of its log was torn."""
+
+    tail_truncated: bool
+
+
+@attrs.frozen(eq=False)
+class Listening:
+    """Clients can connect, at this address."""
+
+    host: str
+    port: int
+
+
+@attrs.frozen(eq=False)
+class Words:
+    """Words of operators that came over client connections."""
+
+    words: Sequence[Word]
+
+
+ManagerMail = (
+    FromPeer | PeerUp | PeerDown | Formed | Entries | Installed | Led | MembersChanged | Confirmed | StoreLoaded | Listening | Words
+)

@@ -7,6 +7,8 @@ become, and the cost of an fsync is shared by all that wait for it.
 T1  Nothing is applied, answered or published before `log.append` returned.
 T2  Between the return of `log.append` and the last `apply` of the batch there is no checkpoint: a snapshot never sees half a batch.
 T3  After an append that failed other than for want of space, nothing is acknowledged any more: the actor ends, and the node with it.
+T4  An operation is numbered in the term in which the node acts for its slot at that moment; without one it is refused (rule P1).
+T5  Nothing expires without a valid lease of the node when it is appended (rule P8, invariant 27).
 """
 
 from __future__ import annotations
@@ -19,22 +21,23 @@ import trio
 
 from ..core.blocks import Block
 from ..core.dispatch import Write
-from ..core.entries import OP_TYPES, unpack_op
+from ..core.entries import OP_TYPES, ExpireOp, unpack_op
+from ..core.ownership import Ownership
 from ..core.sessions import Sessions
 from ..core.shard import Outcome, Shard
-from ..errors import DiskFull, NoSpace, Overloaded, Stopped
+from ..environment import Clock
+from ..errors import DiskFull, NoSpace, Overloaded, Stopped, Unassigned
 from ..messages import Refused
 from ..model import Lsn
 from ..storage.directory import DataDirectory
 from ..storage.format import Record
 from ..storage.snapshots import Block as StoredBlock
-from .mail import Committed, Loaded, SessionsMail, WriteBatch
+from .mail import Committed, Loaded, ManagerMail, SessionsMail, StoreLoaded, WriteBatch
 from .runtime import Mailbox
 
 BATCHES_MAX: Final = 4
 """So many queued write batches become one batch of the log: about a thousand operations, 20 ms of work for the loop."""
 
-MEMORY_TERM: Final = 1
 RETRY_MS: Final = 1000
 
 _log = logging.getLogger(__name__)
@@ -48,18 +51,23 @@ class ShardStore:
         *,
         shard: Shard,
         sessions: Sessions,
+        ownership: Ownership,
+        clock: Clock,
         directory: DataDirectory | None,
         mailbox: Mailbox[WriteBatch],
         sessions_mailbox: Mailbox[SessionsMail],
+        manager_mailbox: Mailbox[ManagerMail],
         snapshot_bytes: int,
     ) -> None:
         self.loaded = trio.Event()
-        self.term = MEMORY_TERM if directory is None else directory.identity.boot_no
         self._shard = shard
         self._sessions = sessions
+        self._ownership = ownership
+        self._clock = clock
         self._directory = directory
         self._mailbox = mailbox
         self._sessions_mailbox = sessions_mailbox
+        self._manager_mailbox = manager_mailbox
         self._snapshot_bytes = snapshot_bytes
         self._snapshot_at_bytes = snapshot_bytes
         self._snapshotting = False
@@ -81,8 +89,10 @@ class ShardStore:
     # --- loading ------------------------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
+        tail_truncated = False
         if self._directory is not None:
             report = await self._directory.load(self._load_blocks, self._load_records)
+            tail_truncated = report.tail_truncated
             for note in report.notes:
                 _log.warning("%s", note)
             _log.info(
@@ -95,6 +105,7 @@ class ShardStore:
         self._shard.loaded = True
         self.loaded.set()
         await self._tell(Loaded())
+        await self._manager_mailbox.put(StoreLoaded(tail_truncated))
 
     def _load_blocks(self, blocks: Sequence[StoredBlock]) -> None:
         for block in blocks:
@@ -110,11 +121,19 @@ class ShardStore:
         results: list[tuple[Write, Outcome]] = []
         numbered: list[tuple[Write, Record]] = []
         now_us = round(trio.current_time() * 1e6)
+        fresh = self._ownership.is_fresh(self._clock.boot_us())
+        terms, slot_number = self._ownership.terms, self._shard.slot_number
         for write in writes:
             if write.deadline_us and write.deadline_us < now_us:
                 results.append((write, self._certainly_not(write, Overloaded.reason, "the deadline of the request passed before its turn")))
                 continue
-            slot, term, seq = self._shard.number(write.op, self.term)
+            term = terms[slot_number(write.op.service)]
+            if not term or (type(write.op) is ExpireOp and not fresh):  # T4, T5
+                results.append(
+                    (write, self._certainly_not(write, Unassigned.reason, "this node does not act for that slot now; try again"))
+                )
+                continue
+            slot, term, seq = self._shard.number(write.op, term)
             numbered.append((write, Record(slot, term, seq, OP_TYPES[type(write.op)], write.op.pack())))
         if numbered:
             results.extend(await self._append(numbered))

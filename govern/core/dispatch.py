@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import attrs
 import msgpack
 
-from ..errors import DiskFull, Gone, Invalid, Overloaded, Rejected, RemoteProtocolError
+from ..errors import DiskFull, Gone, Invalid, Overloaded, Rejected, RemoteProtocolError, Unassigned
 from ..messages import (
     HEARTBEAT_LOADING,
     HEARTBEAT_OK,
@@ -30,8 +30,10 @@ from ..messages import (
     PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
     TO_NODE,
+    Administer,
     Applied,
     AskStatus,
+    AskTable,
     Deregister,
     Done,
     Drain,
@@ -46,6 +48,7 @@ from ..messages import (
     Lookup,
     Lost,
     Message,
+    Moved,
     NodeStatus,
     Refused,
     Register,
@@ -69,9 +72,11 @@ from .explain import explain
 from .history import CONNECTED, DISCONNECTED, History
 from .limits import Limits
 from .links import Gate, Link
+from .ownership import Ownership
 from .resync import answer_resync
 from .sessions import Session, Sessions, Silent
 from .shard import EXPIRED, Outcome, Shard, check_changes
+from .slots import SLOT_COUNT
 from .subscriptions import Subscriptions
 from .suspects import Suspects
 
@@ -79,7 +84,13 @@ HEARTBEAT_MS: Final = 1_000
 EXPIRIES_PER_STEP: Final = 4_096
 EXPIRIES_PENDING_MAX: Final = 10_000
 _RETRY_SECONDS: Final = 1.0
+UNASSIGNED_RETRY_SECONDS: Final = 0.2
+"""The first assignment after a cold start, or the new term of a restarted node, is a matter of one round among the candidates."""
+ADMINISTERING_MAX: Final = 256
+"""Words of operators that wait for the controller; one more is refused."""
 _LONG_ANSWERS: Final = (Lookup.TYPE, Subscribe.TYPE, Services.TYPE, Explain.TYPE)
+_READS: Final = (Lookup.TYPE, Subscribe.TYPE, Explain.TYPE)
+_WRITES: Final = (Register.TYPE, Update.TYPE, Deregister.TYPE, Drain.TYPE, Evict.TYPE)
 
 
 class Write(NamedTuple):
@@ -92,9 +103,17 @@ class Write(NamedTuple):
     answer_by_us: int = 0  # of a drain: it is carried out whenever its turn comes, and answered at this time at the latest
 
 
-@attrs.frozen(kw_only=True)
+class Word(NamedTuple):
+    """An operator's word on its way to the controller, and who waits for the answer."""
+
+    link: Link
+    request_id: int
+    message: Administer
+
+
+@attrs.define(kw_only=True)
 class Identity:
-    """What a node tells of itself in Hello."""
+    """What a node tells of itself in Hello. `cluster_id` is empty until it belongs to a cluster."""
 
     node_id: int
     cluster_id: str
@@ -115,16 +134,19 @@ class Dispatch:
         history: History,
         gate: Gate,
         limits: Limits,
+        ownership: Ownership,
         status: Callable[[], dict[str, Any]],
         disk_full: Callable[[], bool],
     ) -> None:
         self.identity = identity
-        self.now_us = 0  # monotonic, set by the shell before each turn
-        self.wall_ms = 0  # for `registered_at` only, set likewise
+        self.now_us = 0  # monotonic
+        self.wall_ms = 0  # for `registered_at` only
         self.writes: list[Write] = []  # to go to the store, in order; the shell takes them from the front
         self.writes_pending = 0
         self.expiries_pending = 0
         self.parked: deque[tuple[Link, list[Any]]] = deque()
+        self.words: list[Word] = []  # to go to the slot manager; the shell takes them
+        self.administering = 0
         self.to_close: dict[Link, None] = {}
         self.drains = Drains(sessions, subscriptions)
         self.history = history
@@ -134,6 +156,7 @@ class Dispatch:
         self._subscriptions = subscriptions
         self._gate = gate
         self._limits = limits
+        self._ownership = ownership
         self._status = status
         self._disk_full = disk_full
         self._handlers: dict[int, Callable[[Link, Any, int], Message | None]] = {
@@ -150,9 +173,16 @@ class Dispatch:
             Applied.TYPE: self._applied,
             Evict.TYPE: self._evict,
             Explain.TYPE: self._explain,
+            Administer.TYPE: self._administer,
         }
 
     # --- incoming -----------------------------------------------------------------------------------------------------------
+
+    def begin_turn(self, now_us: int, boot_us: int, wall_ms: int) -> None:
+        """What the clocks say, before anything else in a turn of the shell."""
+        self.now_us = now_us
+        self.wall_ms = self.history.wall_ms = wall_ms
+        self._shard.fresh = self._ownership.is_fresh(boot_us)
 
     def receive(self, link: Link, raw: list[Any]) -> None:
         """Take one frame of a link. What is to be sent back is in `link.out`; a link that is to be closed is in `to_close`."""
@@ -195,7 +225,13 @@ class Dispatch:
         if number == Heartbeat.TYPE:  # of a link without a session, or malformed
             build_message(raw)
             state = HEARTBEAT_OK if self._shard.loaded else HEARTBEAT_LOADING
-            link.out.append(encode(HeartbeatOk(state, self._shard.loaded), request_id))
+            fresh = self._shard.loaded and self._shard.fresh
+            link.out.append(encode(HeartbeatOk(state, fresh, self._ownership.table.version), request_id))
+            return
+        if number == AskTable.TYPE:
+            message = build_message(raw)
+            assert isinstance(message, AskTable)
+            link.out.extend(encode(page, request_id) for page in self._ownership.pages(message.known))
             return
         if number == Hello.TYPE:
             raise RemoteProtocolError("Hello was said already")
@@ -207,11 +243,35 @@ class Dispatch:
     def _request(self, link: Link, raw: list[Any]) -> None:
         number, request_id = raw[0], raw[1]
         try:
-            answer = self._handlers[number](link, build_message(raw), request_id)
+            message = build_message(raw)
+            answer = None
+            if number in _READS or number in _WRITES:
+                answer = self._elsewhere(message.service, number in _WRITES)  # type: ignore[attr-defined]
+            if answer is None:
+                answer = self._handlers[number](link, message, request_id)
         except Rejected as error:
             answer = Refused(error.reason, str(error), round((error.retry_after or 0) * 1000))
         if answer is not None:
             link.out.append(encode(answer, request_id))
+
+    def _elsewhere(self, service: ServiceKey, writes: bool) -> Moved | None:
+        """Where the service lives, when not here. Raises `Unassigned` when nobody acts for it now. A node that was not registered in this life
+        may still be read: it has what it had, has no lease, and so calls nothing fresh."""
+        ownership = self._ownership
+        if ownership.acting_count == SLOT_COUNT:
+            return None
+        slot = self._shard.slot_number(service)
+        if ownership.terms[slot]:
+            return None
+        owner = ownership.owner(slot)
+        if owner is None:
+            raise Unassigned(f"slot {slot} of {service} is not assigned to a node yet; try again", UNASSIGNED_RETRY_SECONDS)
+        if owner.node_id != self.identity.node_id:
+            return Moved(slot, owner.node_id, owner.clients, ownership.table.version)
+        if writes or ownership.is_registered:
+            text = f"this node was not given slot {slot} of {service} in its present life yet; try again"
+            raise Unassigned(text, UNASSIGNED_RETRY_SECONDS)
+        return None
 
     def _park(self, link: Link, raw: list[Any]) -> None:
         if len(self.parked) >= self._limits.requests_parked_max:
@@ -279,7 +339,13 @@ class Dispatch:
         link.who = hello.who
         self._gate.forget(link)
         answer = HelloOk(
-            min(hello.protocol, PROTOCOL_VERSION), identity.cluster_id, identity.node_id, identity.version, HEARTBEAT_MS, resumed
+            min(hello.protocol, PROTOCOL_VERSION),
+            identity.cluster_id,
+            identity.node_id,
+            identity.version,
+            HEARTBEAT_MS,
+            resumed,
+            self._ownership.table.version,
         )
         link.out.append(encode(answer, raw[1]))
         return None
@@ -291,7 +357,8 @@ class Dispatch:
             state = HEARTBEAT_OK
         else:
             state = HEARTBEAT_RESYNC
-        link.out.append(frame(msgpack.packb([HeartbeatOk.TYPE, raw[1], state, self._shard.loaded])))
+        fresh = self._shard.loaded and self._shard.fresh
+        link.out.append(frame(msgpack.packb([HeartbeatOk.TYPE, raw[1], state, fresh, self._ownership.table.version])))
 
     def closed(self, link: Link) -> None:
         """The connection is gone, for whatever reason."""
@@ -347,6 +414,19 @@ class Dispatch:
         if link.session is None:
             raise Invalid("this connection has no session: it holds no leases that could be compared")
         return answer_resync(self._shard, link, link.session, message)
+
+    def _administer(self, link: Link, message: Administer, request_id: int) -> None:
+        """It is answered when the controller has answered."""
+        if self.administering >= ADMINISTERING_MAX:
+            raise Overloaded(f"{self.administering} words of operators wait for the controller already; try again", _RETRY_SECONDS)
+        self.administering += 1
+        self.words.append(Word(link, request_id, message))
+
+    def administered(self, word: Word, answer: Message) -> None:
+        """The controller has answered, or there is none."""
+        self.administering -= 1
+        if word.link.closing is None:
+            word.link.out.append(encode(answer, word.request_id))
 
     # --- writes -------------------------------------------------------------------------------------------------------------
 

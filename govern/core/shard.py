@@ -82,7 +82,7 @@ class Outcome(NamedTuple):
 class Service:
     """The committed instances of one service, and its encoded view."""
 
-    __slots__ = ("bodies", "entries", "key", "lsn", "slot", "text")
+    __slots__ = ("bodies", "bodies_fresh", "entries", "key", "lsn", "slot", "text")
 
     def __init__(self, key: ServiceKey, slot: Slot) -> None:
         self.key = key
@@ -91,6 +91,7 @@ class Service:
         self.lsn = LSN_ZERO
         self.entries: dict[str, bytes] = {}
         self.bodies: list[bytes] | None = None
+        self.bodies_fresh = True
 
 
 class Slot:
@@ -153,6 +154,8 @@ class Shard:
 
     def __init__(self, sessions: Sessions, limits: Limits) -> None:
         self.loaded = False
+        self.fresh = True
+        """Whether the lease of the node holds, so that nobody else can own its slots; kept by the shells before they read."""
         self.instance_count = 0
         self.applied_count = 0
         self._barring = False  # whether any slot bars anybody: nearly always not, and then a registration pays nothing for the question
@@ -164,6 +167,11 @@ class Shard:
         self._history: deque[Slot] = deque()  # one mention per ring item, oldest first
 
     # --- writing ------------------------------------------------------------------------------------------------------------
+
+    def slot_number(self, service: ServiceKey) -> int:
+        """The slot of a service, without computing it for one that has instances."""
+        known: Service | None = self._services.get(service)
+        return slot_of(service) if known is None else known.slot.number
 
     def number(self, op: Op, term: int) -> tuple[int, int, int]:
         """The next `(slot, term, seq)` for an operation that is about to be appended."""
@@ -369,12 +377,13 @@ class Shard:
         return LSN_ZERO if slot is None else slot.lsn
 
     def view_bodies(self, key: ServiceKey) -> list[bytes]:
-        """The packed `View` pages of a service, kept until it changes."""
+        """The packed `View` pages of a service, kept until it changes, or the node begins or ceases to be fresh."""
         service: Service | None = self._services.get(key)
         if service is None:
-            return view_bodies(key, self.service_lsn(key), True, ())
-        if service.bodies is None:
-            service.bodies = view_bodies(key, service.lsn, True, [public_form(entry) for entry in service.entries.values()])
+            return view_bodies(key, self.service_lsn(key), self.fresh, ())
+        if service.bodies is None or service.bodies_fresh is not self.fresh:
+            service.bodies = view_bodies(key, service.lsn, self.fresh, [public_form(entry) for entry in service.entries.values()])
+            service.bodies_fresh = self.fresh
         return service.bodies
 
     def entries(self, key: ServiceKey) -> dict[str, bytes]:

@@ -8,10 +8,13 @@ from govern.core.dispatch import Dispatch, Identity
 from govern.core.history import History
 from govern.core.limits import Limits
 from govern.core.links import Gate, Link
+from govern.core.ownership import Ownership
 from govern.core.sessions import Sessions
 from govern.core.shard import Outcome, Shard
+from govern.core.slots import SLOT_COUNT
 from govern.core.subscriptions import Subscriptions
 from govern.core.suspects import Suspects
+from govern.core.table import UP, SlotRun, Table, TableNode
 from govern.messages import (
     FRAME_BYTES_MAX_TO_CLIENT,
     Hello,
@@ -26,9 +29,20 @@ from govern.messages import (
 )
 from govern.model import LSN_ZERO, Instance, Lsn, ServiceKey, client_fields
 from govern.net.frames import FrameReader
+from govern.peer_messages import Member
 
 ORDERS = ServiceKey("default", "orders")
 A, B = b"a" * 16, b"b" * 16
+
+
+def alone(node_id: int = 7, term: int = 1) -> Ownership:
+    """A node that acts for all slots, with a lease that never ends."""
+    me = Member(node_id, b"d" * 16)
+    ownership = Ownership(me, 1)
+    node = TableNode(node_id, "h:1", "", True, UP, me.disk_id, 1, term - 1)
+    ownership.take(Table(max(term, 1), (node,), (SlotRun(0, SLOT_COUNT - 1, node_id, term, ((node_id, 1),), (node_id,)),)))
+    ownership.lease_until_us = 1 << 62
+    return ownership
 
 
 def messages_of(data: bytes) -> list[tuple[Message, int]]:
@@ -53,6 +67,7 @@ class Rig:
         self.subscriptions = Subscriptions(self.shard, self.suspects, self.limits)
         self.gate = Gate(self.limits)
         self.disk_full = False
+        self.ownership = alone()
         self.dispatch = Dispatch(
             identity=Identity(node_id=7, cluster_id="c1", version="0"),
             shard=self.shard,
@@ -62,6 +77,7 @@ class Rig:
             history=self.history,
             gate=self.gate,
             limits=self.limits,
+            ownership=self.ownership,
             status=lambda: {"node_id": 7},
             disk_full=lambda: self.disk_full,
         )

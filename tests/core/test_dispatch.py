@@ -437,10 +437,10 @@ def test_heartbeats_compare_what_both_sides_hold() -> None:
     lease_id = rig.register(link)
     rig.register(link, "i2", ephemeral=False)
     digest = lease_digest(ORDERS, "i1", lease_id)
-    assert rig.say(link, Heartbeat(1, digest)) == [HeartbeatOk(HEARTBEAT_OK)]
-    assert rig.say(link, Heartbeat(1, digest ^ 1)) == [HeartbeatOk(HEARTBEAT_RESYNC)]
-    assert rig.say(link, Heartbeat(2, digest)) == [HeartbeatOk(HEARTBEAT_RESYNC)]
-    assert rig.say(rig.link(b""), Heartbeat(5, 5)) == [HeartbeatOk(HEARTBEAT_OK)]
+    assert rig.say(link, Heartbeat(1, digest)) == [HeartbeatOk(HEARTBEAT_OK, table_version=1)]
+    assert rig.say(link, Heartbeat(1, digest ^ 1)) == [HeartbeatOk(HEARTBEAT_RESYNC, table_version=1)]
+    assert rig.say(link, Heartbeat(2, digest)) == [HeartbeatOk(HEARTBEAT_RESYNC, table_version=1)]
+    assert rig.say(rig.link(b""), Heartbeat(5, 5)) == [HeartbeatOk(HEARTBEAT_OK, table_version=1)]
 
 
 def test_every_frame_is_a_sign_of_life() -> None:
@@ -465,7 +465,7 @@ def test_while_loading_heartbeats_and_status_are_answered_and_the_rest_waits() -
     (hello_ok,) = rig.say(link, Hello(1, "", "test", "", A, 1))
     assert isinstance(hello_ok, HelloOk)
     assert hello_ok.resumed
-    assert rig.say(link, Heartbeat(3, 3)) == [HeartbeatOk(HEARTBEAT_LOADING, False)]
+    assert rig.say(link, Heartbeat(3, 3)) == [HeartbeatOk(HEARTBEAT_LOADING, False, 1)]
     assert rig.say(link, AskStatus()) == [NodeStatus({"node_id": 7})]
     ids = [rig.give(link, Lookup(ORDERS)), rig.give(link, Services(""))]
     assert rig.said(link) == []
@@ -564,4 +564,4 @@ def test_writes_know_nobody_when_the_detector_proposes_them() -> None:
     assert rig.commit() == {ORDERS: None}
     assert rig.said(link) == []
     assert rig.dispatch.writes_pending == rig.dispatch.expiries_pending == 0
-    assert rig.say(link, Heartbeat(1, 1)) == [HeartbeatOk(HEARTBEAT_RESYNC)]
+    assert rig.say(link, Heartbeat(1, 1)) == [HeartbeatOk(HEARTBEAT_RESYNC, table_version=1)]

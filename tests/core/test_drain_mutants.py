@@ -198,7 +198,7 @@ MUTANTS = [
     Mutant(a_second_barrier_ends_the_asking, DRAIN, 40),
     Mutant(a_start_is_forgotten, once(test_drains.test_after_a_start_a_drain_waits_for_those_who_may_come_back)),
     Mutant(drain_whatever_the_lease, once(test_drains.test_a_drain_is_refused_under_another_lease_and_for_what_is_not_there)),
-    Mutant(the_barred_are_not_in_the_block, SHARD, 60),
+    Mutant(the_barred_are_not_in_the_block, SHARD, 300),
     Mutant(nobody_is_barred, SHARD, 30),
     Mutant(everybody_is_barred, SHARD, 30),
     Mutant(only_the_known_are_refused, SHARD, 60),

@@ -273,7 +273,7 @@ class Mutant:
 MUTANTS = [
     Mutant(expire_whatever_the_lease, SHARD, 30),
     Mutant(change_whatever_the_lease, SHARD, 30),
-    Mutant(change_whoever_asks, SHARD, 100),
+    Mutant(change_whoever_asks, SHARD, 400),
     Mutant(repeated_registrations_not_recognised, SHARD, 30),
     Mutant(fights_are_not_ended, SHARD, 30),
     Mutant(ring_floor_ignored, SHARD, 30),

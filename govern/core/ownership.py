@@ -1,0 +1,104 @@
+"""Ownership: for which slots this node acts, in which term, and who acts for the others.
+
+Everything follows from the table and from which life of which node this is; there is no second place that knows it. The slot manager puts
+in each newer table and each longer lease; requests, commits and expiries ask here.
+
+O1  A node acts for a slot only when the table names it as primary, in this life (`disk_id`, `boot_no`), with a term above the record
+    that registered this life (rules N1, P1). So a restarted process never acts on what a former life was given.
+O2  A table never replaces a newer one; the term of a slot never goes back.
+O3  The lease says what may be called fresh and whether somebody may expire (rules P8, E3); it is never asked before a write.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from ..messages import PAGE_ITEMS_MAX, TableRows
+from ..peer_messages import Member
+from .slots import SLOT_COUNT
+from .table import EMPTY, Table, TableChange, TableNode, difference, node_rows, run_rows, whole
+
+TABLES_KEPT: Final = 64
+"""Readers that are not further behind than so many versions get what changed instead of the whole table."""
+
+
+class Ownership:
+    """What this life of a node knows about who acts for what."""
+
+    def __init__(self, me: Member, boot_no: int) -> None:
+        self.me = me
+        self.boot_no = boot_no
+        self.table = EMPTY
+        self.terms: list[int] = [0] * SLOT_COUNT
+        """The term in which this node acts for each slot; 0: it does not (O1)."""
+        self.acting_count = 0
+        self.lease_until_us = 0
+        self._recent: deque[Table] = deque(maxlen=TABLES_KEPT)
+
+    def __repr__(self) -> str:
+        return f"<Ownership of node {self.me.node_id}: {self.acting_count} slots by {self.table}>"
+
+    def is_fresh(self, boot_us: int) -> bool:
+        """Whether nobody else can have been given the slots of this node: its lease holds, on the clock that counts suspended time (O3)."""
+        return boot_us < self.lease_until_us
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the table knows this life of the node."""
+        node = self.table.node(self.me.node_id)
+        return node is not None and (node.disk_id, node.boot_no) == (self.me.disk_id, self.boot_no)
+
+    def owner(self, slot: int) -> TableNode | None:
+        """Who acts for a slot; None when it belongs to nobody yet."""
+        return self.table.owner(slot)
+
+    def take(self, table: Table) -> bool:
+        """Follow a newer table; False for one that is not newer (O2)."""
+        if table.version <= self.table.version:
+            return False
+        if self.table is not EMPTY:
+            self._recent.append(self.table)
+        self.table = table
+        terms = [0] * SLOT_COUNT
+        count = 0
+        myself = table.node(self.me.node_id)
+        if myself is not None and self.is_registered:
+            for run in table.runs:
+                if run.primary == self.me.node_id and run.term > myself.registered_at:  # O1
+                    length = run.last - run.first + 1
+                    terms[run.first : run.last + 1] = [run.term] * length
+                    count += length
+        assert all(new >= old for new, old in zip(terms, self.terms, strict=True) if new and old), "a term went back"  # O2
+        self.terms, self.acting_count = terms, count
+        return True
+
+    def change_since(self, version: int) -> TableChange:
+        """What leads a reader from its version to the present one; the whole table when that version is not kept."""
+        if version == self.table.version:
+            return TableChange(version, version)
+        for table in self._recent:
+            if table.version == version:
+                return difference(table, self.table)
+        return whole(self.table)
+
+    def pages(self, known: int) -> Iterator[TableRows]:
+        """The answer to whoever has version `known`, in pages."""
+        change = self.change_since(known)
+        if len(change.gone) > PAGE_ITEMS_MAX:
+            change = whole(self.table)
+        nodes, runs = node_rows(change.nodes), run_rows(change.runs)
+        length = max(len(nodes), len(runs), 1)
+        for start in range(0, length, PAGE_ITEMS_MAX):
+            end = start + PAGE_ITEMS_MAX
+            gone = list(change.gone) if start == 0 else []
+            yield TableRows(end < length, change.base, change.version, nodes[start:end], gone, runs[start:end])
+
+    def validate(self) -> None:
+        """Assert the invariants; it walks all slots."""
+        self.table.validate()
+        assert self.acting_count == sum(term > 0 for term in self.terms)
+        for slot, term in enumerate(self.terms):
+            run = self.table.run_of(slot)
+            assert not term or (run is not None and run.primary == self.me.node_id and run.term == term), slot
