@@ -88,6 +88,15 @@ class Table:
         place = bisect_right(self._firsts, slot) - 1
         return self.runs[place] if place >= 0 and slot <= self.runs[place].last else None
 
+    def runs_within(self, first: int, last: int) -> list[SlotRun]:
+        """The runs between two slots, cut at both."""
+        within: list[SlotRun] = []
+        for place in range(max(bisect_right(self._firsts, first) - 1, 0), bisect_right(self._firsts, last)):
+            run = self.runs[place]
+            if run.last >= first:
+                within.append(attrs.evolve(run, first=max(run.first, first), last=min(run.last, last)))
+        return within
+
     def owner(self, slot: int) -> TableNode | None:
         """The node that answers for a slot."""
         run = self.run_of(slot)
@@ -140,20 +149,23 @@ def join_runs(runs: Iterable[SlotRun]) -> tuple[SlotRun, ...]:
     return tuple(joined)
 
 
-def overlay(runs: Iterable[SlotRun], news: Sequence[SlotRun]) -> tuple[SlotRun, ...]:
-    """The runs with `news`, which do not overlap each other, in the place of what they cover."""
-    kept: list[SlotRun] = []
+def overlay(runs: Iterable[SlotRun], news: Iterable[SlotRun]) -> tuple[SlotRun, ...]:
+    """The runs with `news`, which do not overlap each other, in the place of what they cover. Both are walked once."""
     cover = sorted(news, key=lambda run: run.first)
+    kept: list[SlotRun] = []
+    place = 0
     for run in runs:
         first = run.first
-        for new in cover:
-            if new.last < first or new.first > run.last:
-                continue
-            if new.first > first:
-                kept.append(attrs.evolve(run, first=first, last=new.first - 1))
-            first = new.last + 1
+        while place < len(cover) and cover[place].last < first:
+            place += 1
+        at = place
+        while at < len(cover) and cover[at].first <= run.last:
+            if cover[at].first > first:
+                kept.append(attrs.evolve(run, first=first, last=cover[at].first - 1))
+            first = cover[at].last + 1
+            at += 1
         if first <= run.last:
-            kept.append(attrs.evolve(run, first=first))
+            kept.append(run if first == run.first else attrs.evolve(run, first=first))
     return join_runs([*kept, *cover])
 
 
