@@ -6,7 +6,7 @@ shard_store ── Committed, Loaded ──▶ client_sessions  put: safe, becau
 shard_store ── StoreLoaded ──▶ slot_manager           put: safe likewise
 failure_detector ── LastRead ──▶ client_sessions      post: a full mailbox drops it, and it is said again a second later
 peer_connector ── FromPeer ──▶ election, slot_manager post: what is dropped is repeated, as if the link had lost it
-peer_connector ── PeerUp, PeerDown ──▶ slot_manager   put: safe, because the reader of that mailbox never waits for anybody
+peer_connector ── LinksChanged ──▶ slot_manager       post: the links are looked at every 100 ms all the same
 election ── Entries, Installed, Led, … ──▶ slot_manager   put: safe likewise
 slot_manager ── Form, Propose, … ──▶ election         post: the mailbox has more room than the slot manager asks for at a time
 slot_manager ── WordAnswered ──▶ client_sessions      post
@@ -22,7 +22,7 @@ from ..core.dispatch import Word, Write
 from ..core.sessions import Silent
 from ..core.shard import Outcome
 from ..messages import Message
-from ..peer_messages import Entry, Member, PeerHello, RaftMessage
+from ..peer_messages import Entry, Member, RaftMessage
 
 # --- to the shard store -----------------------------------------------------------------------------------------------------
 
@@ -142,18 +142,8 @@ class FromPeer:
 
 
 @attrs.frozen(eq=False)
-class PeerUp:
-    """There is a link to another node."""
-
-    node_id: int
-    hello: PeerHello
-
-
-@attrs.frozen(eq=False)
-class PeerDown:
-    """The link to another node is gone."""
-
-    node_id: int
+class LinksChanged:
+    """There is a new link, or one less: look."""
 
 
 @attrs.frozen(eq=False)
@@ -223,6 +213,4 @@ class Words:
     words: Sequence[Word]
 
 
-ManagerMail = (
-    FromPeer | PeerUp | PeerDown | Formed | Entries | Installed | Led | MembersChanged | Confirmed | StoreLoaded | Listening | Words
-)
+ManagerMail = FromPeer | LinksChanged | Formed | Entries | Installed | Led | MembersChanged | Confirmed | StoreLoaded | Listening | Words

@@ -9,9 +9,11 @@ the registration and the lease of this node, and, while this node leads, the dec
 G1  It waits for nobody: what it asks for comes back as mail, and what must be written is written by a task beside it. So whoever puts
     something into its mailbox never waits for long.
 G2  A message for this node itself takes the same way as one for another, without a link. So the controller is a node like any other.
-G3  A cluster id becomes this node's only when it is durable; the file with the table is written before the identity, so a directory with an
-    id and without that file is one from before there were clusters, and nothing else.
+G3  A cluster id becomes this node's only when it is durable. The file with the table is written first; then, where a cluster is formed,
+    its log; the identity last. So a directory with an id and without that file is one from before there were clusters, and one with a
+    log and without an id was about to form the cluster that the file names.
 G4  A record that cannot be applied ends the node: its state would not be that of the others any more.
+G5  A table comes from the own log or from a candidate, and never replaces a newer one (`Ownership` sees to it).
 """
 
 from __future__ import annotations
@@ -20,23 +22,22 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import attrs
 import trio
 
-from ..core.bootstrap import Bootstrap
+from ..core.bootstrap import Adopt, Bootstrap
 from ..core.controller import Controller
 from ..core.dispatch import Identity
-from ..core.meta import ClusterInit, MetaState
+from ..core.meta import ClusterInit, MetaState, Record
 from ..core.ownership import Ownership
 from ..core.raft.types import DATA
-from ..core.slots import SLOT_COUNT
 from ..core.standing import Health, Standing
 from ..core.table import EMPTY, Table, TableReader, apply
 from ..environment import Clock, Random
-from ..errors import RemoteProtocolError, Stopped
-from ..messages import Message, TableRows
+from ..errors import RemoteProtocolError
+from ..messages import Message
 from ..peer_messages import (
     AskController,
     ClusterFormed,
@@ -69,7 +70,6 @@ from .mail import (
     ManagerMail,
     MembersChanged,
     Propose,
-    SessionsMail,
     StoreLoaded,
     Words,
 )
@@ -80,6 +80,8 @@ LOOK_SECONDS: Final = 0.1
 COMPACT_ENTRIES: Final = 10_000
 COMPACT_BYTES: Final = 16 * 1024 * 1024
 """A snapshot of the metadata is made after so many entries, or so many bytes of them."""
+TABLE_ASK_SECONDS: Final = 0.5
+"""A table that was asked for and did not come is asked for again after so long."""
 
 _log = logging.getLogger(__name__)
 
@@ -89,31 +91,16 @@ class ClusterFiles(Protocol):
 
     @property
     def cluster_id(self) -> bytes:
-        """The cluster this directory belongs to; empty while it belongs to none."""
+        """The cluster this directory belongs to; 16 zero bytes while it belongs to none."""
 
     async def load(self) -> tuple[bytes, Table] | None:
-        """The cluster and the table that were kept last; None when none ever was."""
+        """The cluster and the table that were kept last; None when none ever was. Raises `Corrupt`."""
 
     async def keep(self, cluster_id: bytes, table: Table) -> None:
-        """Keep this table."""
+        """Keep this table, durably."""
 
     async def adopt(self, cluster_id: bytes) -> None:
         """Belong to this cluster from now on, durably."""
-
-
-@attrs.frozen(kw_only=True)
-class Myself:
-    """Which node this is, in which life, and what it is meant to be."""
-
-    member: Member
-    boot_no: int
-    initial: tuple[int, ...]  # the initial candidates of the configuration; empty: alone
-    is_candidate: bool
-    is_volatile: bool
-
-    @property
-    def node_id(self) -> int:
-        return self.member.node_id
 
 
 class Links(Protocol):
@@ -123,13 +110,28 @@ class Links(Protocol):
         """Send over the link to a node; False when it is dropped."""
 
     def peers(self) -> Mapping[int, PeerHello]:
-        """Who is linked now."""
+        """Who is linked now, and what they said of themselves."""
 
     def set_peers(self, addresses: Mapping[int, str]) -> None:
         """To whom links are to be kept."""
 
     def recheck(self) -> None:
         """Drop the links to nodes of other clusters."""
+
+
+@attrs.frozen(kw_only=True)
+class Myself:
+    """Which node this is, in which life, and what it is meant to be. `initial` are the initial candidates; empty: it is alone."""
+
+    member: Member
+    boot_no: int
+    initial: tuple[int, ...]
+    is_candidate: bool
+    is_volatile: bool
+
+    @property
+    def node_id(self) -> int:
+        return self.member.node_id
 
 
 class SlotManager:
@@ -145,20 +147,21 @@ class SlotManager:
         election: Election | None,
         files: ClusterFiles,
         links: Links,
+        administration: Administration,
         random: Random,
         clock: Clock,
         health: Callable[[], Health],
         clients_address: Callable[[int], str],
         peers_address: Callable[[], str],
         mailbox: Mailbox[ManagerMail],
-        election_mailbox: Mailbox[ElectionMail] | None,
-        sessions_mailbox: Mailbox[SessionsMail],
+        election_mailbox: Mailbox[ElectionMail],
     ) -> None:
-        self.cluster_id = b""
         self.standing: Standing | None = None
         self.controller: Controller | None = None
         self.meta = MetaState()
-        self.assigned = trio.Event()  # set once this node acts for something
+        self.bootstrap = Bootstrap(myself.member, myself.initial, files.cluster_id)
+        self.leader: int | None = None
+        """The node that leads, as far as is known here."""
         self._myself = myself
         self._configured = configured
         self._identity = identity
@@ -166,6 +169,7 @@ class SlotManager:
         self._election = election
         self._files = files
         self._links = links
+        self._administration = administration
         self._random = random
         self._clock = clock
         self._health = health
@@ -173,189 +177,341 @@ class SlotManager:
         self._peers_address = peers_address
         self._mailbox = mailbox
         self._election_mailbox = election_mailbox
-        self._bootstrap = Bootstrap(myself.member, myself.initial) if myself.initial and myself.is_candidate else None
-        self._administration = Administration(
-            myself=myself,
-            ownership=ownership,
-            election=election,
-            election_mailbox=election_mailbox,
-            sessions_mailbox=sessions_mailbox,
-            deliver=self._deliver,
-            manager=self,
-        )
-        self._local: deque[Message] = deque()
-        self._listening: Listening | None = None
+        self._local: deque[Message] = deque()  # G2
+        self._linked: dict[int, PeerHello] = {}
+        self._clients_port: int | None = None
         self._loaded: StoreLoaded | None = None
-        self._leader: int | None = None  # as the heartbeats of a node that is no candidate tell it
-        self._forming = b""  # the id of the cluster that this node is about to form
-        self._adopting = b""  # the id that is being written
-        self._to_keep = trio.Event()
-        self._kept_version = -1
-        self._pages = TableReader()
+        self._forming: tuple[bytes, tuple[Member, ...]] | None = None
+        self._adopting: bytes | None = None
+        self._to_write = trio.Event()
+        self._kept_version = 0
+        self._reader = TableReader()
+        self._table_asked_at = -math.inf
         self._entries_since = 0
         self._bytes_since = 0
+
+    @property
+    def cluster_id(self) -> bytes:
+        """The cluster this node belongs to; 16 zero bytes while it belongs to none."""
+        return self.bootstrap.cluster_id
 
     # --- running ------------------------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Serve until cancelled. Raises `StorageFailed` when the disk fails, and whatever a record that cannot be applied raises (G4)."""
+        """Serve until cancelled. Raises `StorageFailed` when the disk fails, `ApplyFailed` for a record that cannot be applied (G4)."""
         await self._load()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep)
+            nursery.start_soon(self._write_files)
             task_status.started()
-            self._begin_alone()
             while True:
                 mail: ManagerMail | None = None
                 with trio.move_on_at(self._due_at()):
                     mail = await self._mailbox.get()
-                self._take(mail)
+                self._turn(mail)
 
     async def _load(self) -> None:
-        """What the directory knows of the cluster. A log that was begun before the id was written tells that the id is to be that one (G3)."""
+        """Go on where the directory stands (G3)."""
         kept = await self._files.load()
-        self.cluster_id = self._files.cluster_id
-        self._has_file = kept is not None
-        if kept is not None and not self.cluster_id and self._election is not None and self._election.core is not None:
+        has_log = self._election is not None and self._election.core is not None
+        if kept is not None and has_log and not self.bootstrap.has_cluster:
             await self._files.adopt(kept[0])
-            self.cluster_id = self._files.cluster_id
-        if kept is not None and self.cluster_id:
-            self._ownership.take(kept[1])
+            self.bootstrap.joined(kept[0])
+        self._identity.cluster_id = self.cluster_id.hex() if self.bootstrap.has_cluster else ""
+        if kept is not None and self.bootstrap.has_cluster:
             self._kept_version = kept[1].version
-        self._identity.cluster_id = self.cluster_id.hex()
+            self._follow(kept[1])
         self._set_peers()
-
-    def _begin_alone(self) -> None:
-        """A directory with an id and nothing of a cluster is a cluster of one (G3); one that has joined continues its empty log."""
-        election = self._election
-        if not self.cluster_id or election is None or election.core is not None:
-            return
-        if self._has_file:
-            self._ask_election(Join())
-        else:
-            record = ClusterInit(self.cluster_id, SLOT_COUNT, "crc16").pack()
-            self._ask_election(Form(self._myself.boot_no, (self._myself.member,), record))
+        if self.bootstrap.has_cluster and self._election is not None and not has_log:
+            if kept is not None:
+                self._election_mailbox.post(Join())
+            else:
+                record = ClusterInit(self.cluster_id).pack()
+                self._election_mailbox.post(Form(self._myself.boot_no, (self._myself.member,), record))
 
     def _due_at(self) -> float:
-        due_us = min(
-            math.inf if self.controller is None else self.controller.deadline_us,
-            math.inf if self.standing is None else self.standing.deadline_us,
-            self._administration.deadline_us,
-        )
-        look_at = math.inf if not self._configured and self.standing is not None else trio.current_time() + LOOK_SECONDS
-        return min(due_us / 1e6, look_at)
+        due_us = math.inf if self.controller is None else self.controller.deadline_us
+        if self.standing is not None:
+            due_us = min(due_us, self.standing.deadline_us)
+        due_at = min(due_us / 1e6, self._administration.due_at)
+        is_alone = not self._configured and self._peers_address() == "" and self.standing is not None
+        return due_at if is_alone else min(due_at, trio.current_time() + LOOK_SECONDS)
 
-    def _take(self, mail: ManagerMail | None) -> None:
+    def _turn(self, mail: ManagerMail | None) -> None:
         now_us = round(trio.current_time() * 1e6)
         if mail is not None:
-            self._dispatch(mail, now_us)
+            self._take(mail, now_us)
         self._look_at_links()
         self._tick(now_us)
-        self._deliver_local(now_us)
-        self._propose()
-        self._administration.settle(now_us)
+        while self._local:
+            self._receive(self._myself.node_id, self._local.popleft(), now_us)
+        if self.controller is not None:
+            self._propose(self.controller.take_proposals())
 
-    def _dispatch(self, mail: ManagerMail, now_us: int) -> None:
+    def _take(self, mail: ManagerMail, now_us: int) -> None:
         match mail:
             case FromPeer(node_id, message):
                 self._receive(node_id, message, now_us)
             case Entries(entries):
                 self._apply(entries, now_us)
             case Installed(index, state):
-                self.meta = MetaState.unpack(state) if state else MetaState()
+                self.meta = MetaState.unpack(state)
                 self._follow(self.meta.table)
-                _log.info("took over the metadata as of %d from the controller", index)
+                _log.info("took over the metadata as of %d", index)
             case Led():
                 self._note_leader(mail, now_us)
             case Formed():
-                self._adopt(self._forming or self.cluster_id)
+                self._adopt(self.cluster_id if self._forming is None else self._forming[0])
             case StoreLoaded():
                 self._loaded = mail
-            case Listening():
-                self._listening = mail
+            case Listening(_, port):
+                self._clients_port = port
             case MembersChanged() | Confirmed():
-                self._administration.answered(mail, now_us)
+                self._administration.answered(self, mail)
             case Words(words):
-                self._administration.ask(words, now_us)
+                self._administration.take_words(self, words)
             case LinksChanged():
-                pass  # the links are looked at after every mail
+                pass  # the links are looked at in every turn
 
     def _tick(self, now_us: int) -> None:
-        if self.standing is None and self.cluster_id and self._loaded is not None and self._listening is not None:
+        boot_us = self._clock.boot_us()
+        if self.standing is None and self.bootstrap.has_cluster and self._loaded is not None and self._clients_port is not None:
             self.standing = Standing(
                 self._myself.member,
-                boot_no=self._myself.boot_no,
-                clients=self._clients_address(self._listening.port),
+                self._myself.boot_no,
+                clients=self._clients_address(self._clients_port),
                 peers=self._peers_address(),
                 candidate=self._myself.is_candidate,
                 volatile=self._myself.is_volatile,
                 tail_truncated=self._loaded.tail_truncated,
-                now_us=now_us,
             )
         if self.controller is not None:
             self.controller.tick(now_us)
-            self._deliver_all(self.controller.take_answers())
-        standing = self.standing
-        if standing is not None:
-            standing.candidates(*self._whom_to_ask())
-            standing.tick(now_us, self._clock.boot_us(), self._ownership.table.version, self._health())
-            for node_id, message in standing.take_messages():
-                self._deliver(node_id, message)
+            self._send_answers()
+        if self.standing is not None:
+            self.standing.candidates(self._whom_to_ask(), self.leader, now_us)
+            self.standing.tick(now_us, boot_us, self._health())
+            for node_id, message in self.standing.take_messages():
+                self.deliver(node_id, message)
+        self._administration.tick(self)
+
+    def _whom_to_ask(self) -> list[int]:
+        """The candidates that can be reached, oneself among them."""
+        linked = [node_id for node_id, hello in self._linked.items() if hello.candidate]
+        if self._election is not None and self._election.core is not None:
+            linked.append(self._myself.node_id)
+        return sorted(linked)
 
     # --- the cluster --------------------------------------------------------------------------------------------------------
 
     def _look_at_links(self) -> None:
-        """Learn of a cluster, or form one, from what the others say of themselves."""
-        if self.cluster_id or self._adopting or self._forming:
+        """Note who is linked, and learn of a cluster, or form one, from what the others say of themselves."""
+        now = self._links.peers()
+        if now != self._linked:
+            for node_id in [node_id for node_id, hello in self._linked.items() if now.get(node_id) != hello]:
+                self.bootstrap.link_down(node_id)
+            for node_id, hello in now.items():
+                if self._linked.get(node_id) != hello:
+                    self.bootstrap.link_up(hello)
+            self._linked = dict(now)
+        if self.bootstrap.has_cluster or self._adopting is not None or self._forming is not None:
             return
-        hellos = self._links.peers()
-        for hello in hellos.values():
-            if hello.cluster_id:
-                self._adopt(hello.cluster_id)
-                return
-        if self._bootstrap is not None:
-            members = self._bootstrap.decide(hellos)
-            if members is not None:
-                self._forming = self._random.randbytes(16)
-                self._to_keep.set()
+        decision = self.bootstrap.decide()
+        if isinstance(decision, Adopt):
+            self._adopt(decision.cluster_id)
+        elif decision is not None:
+            self._forming = (self._random.randbytes(16), decision.voters)
+            self._to_write.set()
 
     def _adopt(self, cluster_id: bytes) -> None:
         """Belong to a cluster, once that is durable."""
-        if not self.cluster_id:
+        if not self.bootstrap.has_cluster:
             self._adopting = cluster_id
-            self._to_keep.set()
+            self._to_write.set()
 
-    def _adopted(self, cluster_id: bytes) -> None:
-        self.cluster_id, self._adopting = cluster_id, b""
-        self._identity.cluster_id = cluster_id.hex()
-        _log.info("this node belongs to cluster %s", cluster_id.hex())
-        self._links.recheck()
-        if self._forming:
-            self._forming = b""
-            for node_id in list(self._links.peers()):
-                self._links.send(node_id, ClusterFormed(cluster_id))
-        elif self._election is not None and self._election.core is None:
-            self._ask_election(Join())
-
-    async def _keep(self) -> None:
-        """The task that writes: the table when it is newer than the one kept, and the id of a cluster (G1, G3)."""
+    async def _write_files(self) -> None:
+        """The task that writes: what leads into a cluster, and the table when it is newer than the one kept (G1, G3)."""
+        is_forming = False
         while True:
-            await self._to_keep.wait()
-            self._to_keep = trio.Event()
-            forming, adopting = self._forming, self._adopting
-            if adopting:
-                await self._files.keep(adopting, self._ownership.table)
-                await self._files.adopt(adopting)
-                self._adopted(adopting)
-            elif forming and not self.cluster_id:
-                await self._files.keep(forming, EMPTY)
-                assert self._bootstrap is not None
-                record = ClusterInit(forming, SLOT_COUNT, "crc16").pack()
-                self._ask_election(Form(0, self._bootstrap.members(self._links.peers()), record))
+            await self._to_write.wait()
+            self._to_write = trio.Event()
+            if self._adopting is not None:
+                await self._files.keep(self._adopting, self._ownership.table)
+                await self._files.adopt(self._adopting)
+                self._note_adopted(self._adopting)
+            elif self._forming is not None and not is_forming:
+                is_forming = True
+                cluster_id, voters = self._forming
+                await self._files.keep(cluster_id, EMPTY)
+                await self._election_mailbox.put(Form(0, voters, ClusterInit(cluster_id).pack()))
             table = self._ownership.table
-            if self.cluster_id and table.version > self._kept_version:
+            if self.bootstrap.has_cluster and table.version > self._kept_version:
                 await self._files.keep(self.cluster_id, table)
                 self._kept_version = table.version
 
-    def _ask_election(self, mail: ElectionMail) -> None:
-        if self._election_mailbox is not None:
-            self._election_mailbox.post(mail)
+    def _note_adopted(self, cluster_id: bytes) -> None:
+        self._adopting = None
+        self._identity.cluster_id = cluster_id.hex()
+        _log.info("this node belongs to cluster %s", cluster_id.hex())
+        for node_id in self.bootstrap.joined(cluster_id):
+            self._links.send(node_id, ClusterFormed(cluster_id))
+        self._links.recheck()
+        if self._forming is None and self._election is not None and self._election.core is None:
+            self._election_mailbox.post(Join())
+
+    def _set_peers(self) -> None:
+        """Links to everybody who is known: the configured candidates, and whoever is in the table."""
+        addresses = dict(self._configured)
+        addresses.update({node.node_id: node.peers for node in self._ownership.table.nodes if node.peers})
+        addresses.pop(self._myself.node_id, None)
+        self._links.set_peers(addresses)
+
+    # --- the log ------------------------------------------------------------------------------------------------------------
+
+    def _apply(self, entries: Sequence[Entry], now_us: int) -> None:
+        for entry in entries:
+            if entry.kind == DATA:
+                self.meta.apply(entry.index, entry.data)
+            self._entries_since += 1
+            self._bytes_since += len(entry.data)
+        last = entries[-1].index
+        self._follow(self.meta.table)
+        if self.controller is not None:
+            self.controller.applied(last, now_us)
+            self._send_answers()
+        self._administration.applied(self)
+        if self._entries_since >= COMPACT_ENTRIES or self._bytes_since >= COMPACT_BYTES:
+            try:
+                self._election_mailbox.post(Compact(last, self.meta.pack()))
+            except MailboxFull:
+                return  # the next entries ask again
+            self._entries_since = self._bytes_since = 0
+
+    def _follow(self, table: Table) -> None:
+        """Act by a newer table, keep it, and tell the nodes that have no log of their own (G5)."""
+        base = self._ownership.table.version
+        if not self._ownership.take(table):
+            return
+        self._to_write.set()
+        self._set_peers()
+        for node_id, hello in self._linked.items():
+            if not hello.candidate:
+                self._send_table(node_id, base)
+
+    def _send_table(self, node_id: int, known: int) -> None:
+        for page in self._ownership.pages(known):
+            self.deliver(node_id, TablePart(*attrs.astuple(page, recurse=False)))
+
+    def _propose(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
+        try:
+            self._election_mailbox.post(Propose([record.pack() for record in records]))
+        except MailboxFull:
+            _log.warning("the election is busy: %d records are lost, and will be decided again", len(records))
+
+    def propose(self, records: Sequence[Record]) -> None:
+        """Ask the log for records that an operator's word led to."""
+        self._propose(records)
+
+    def _note_leader(self, led: Led, now_us: int) -> None:
+        self.leader = None if led.leader is None else led.leader.node_id
+        if not led.serving:
+            self.controller = None
+        elif self.controller is None:
+            self.controller = Controller(self.meta, self._myself.member, now_us, self._myself.initial or (self._myself.node_id,))
+        self._administration.leader_changed(self)
+
+    # --- messages -----------------------------------------------------------------------------------------------------------
+
+    def deliver(self, node_id: int, message: Message) -> bool:
+        """Send a message to a node, oneself included (G2); False when it is dropped."""
+        if node_id == self._myself.node_id:
+            self._local.append(message)
+            return True
+        return self._links.send(node_id, message)
+
+    def _receive(self, node_id: int, message: Message, now_us: int) -> None:
+        match message:
+            case NodeRegister() | NodeHeartbeat():
+                self._ask_controller(message, now_us)
+            case NodeRegistered() | NodeHeartbeatOk():
+                self._take_answer(message, now_us)
+            case TableAsk(known):
+                self._send_table(node_id, known)
+            case TablePart():
+                self._take_page(node_id, message)
+            case ClusterFormed(cluster_id):
+                self.bootstrap.told(cluster_id)
+            case AskController():
+                self._administration.asked(self, message)
+            case ControllerAnswer():
+                self._administration.take_answer(message)
+            case _:
+                _log.debug("a %s of node %d is not for the slot manager", type(message).__name__, node_id)
+
+    def _ask_controller(self, message: NodeRegister | NodeHeartbeat, now_us: int) -> None:
+        """For the controller: here it is, or it is passed on by the candidate that was asked (rule N6)."""
+        if self.controller is None:
+            if message.via == self._myself.node_id and self.leader not in (None, self._myself.node_id):
+                assert self.leader is not None
+                self._links.send(self.leader, message)
+            return
+        if isinstance(message, NodeRegister):
+            self.controller.register(message, now_us)
+            self._send_answers()
+            return
+        assert self._election is not None
+        answer = self.controller.heartbeat(message, now_us, self._election.has_lease(now_us))
+        if answer is not None:
+            self._send_back(answer)
+
+    def _send_answers(self) -> None:
+        assert self.controller is not None
+        for answer in self.controller.take_answers():
+            self._send_back(answer)
+
+    def _send_back(self, answer: NodeRegistered | NodeHeartbeatOk) -> None:
+        """Back through the candidate that was asked."""
+        self.deliver(answer.node_id if answer.via == self._myself.node_id else answer.via, answer)
+
+    def _take_answer(self, answer: NodeRegistered | NodeHeartbeatOk, now_us: int) -> None:
+        if answer.node_id != self._myself.node_id:
+            self._links.send(answer.node_id, answer)
+            return
+        standing = self.standing
+        if standing is None:
+            return
+        boot_us = self._clock.boot_us()
+        if isinstance(answer, NodeRegistered):
+            standing.registered(answer, now_us)
+        else:
+            standing.heartbeat_ok(answer, now_us, boot_us)
+            if self._election is None or self._election.core is None:
+                self.leader = standing.controller
+        self._ownership.lease_until_us = standing.lease_until_us
+        if standing.newest_version > self._ownership.table.version:
+            self._ask_table(answer.via, now_us)
+
+    def _ask_table(self, node_id: int, now_us: int) -> None:
+        """Whoever has no part in the log asks for the table; who has one will hear of it from there."""
+        is_fed = self._election is not None and self._myself.member in self._election.membership.members
+        if not is_fed and now_us / 1e6 >= self._table_asked_at + TABLE_ASK_SECONDS:
+            self._table_asked_at = now_us / 1e6
+            self.deliver(node_id, TableAsk(self._ownership.table.version))
+
+    def _take_page(self, node_id: int, page: TablePart) -> None:
+        try:
+            change = self._reader.add(
+                more=page.more, base=page.base, version=page.version, nodes=page.nodes, gone=page.gone, runs=page.runs
+            )
+        except RemoteProtocolError as error:
+            _log.warning("node %d sent a table that is not one: %s", node_id, error)
+            return
+        mine = self._ownership.table
+        if change is None or change.version <= mine.version:
+            return
+        if change.base and change.base != mine.version:
+            self.deliver(node_id, TableAsk(mine.version))
+            return
+        self._table_asked_at = -math.inf
+        self._follow(apply(mine, change))

@@ -210,6 +210,48 @@ def apply(table: Table, change: TableChange) -> Table:
     return Table(change.version, tuple(nodes[node_id] for node_id in sorted(nodes)), overlay(table.runs, change.runs))
 
 
+class TableReader:
+    """Puts the pages of a table together. Pages of two answers never mix: one that does not continue what is there begins anew."""
+
+    def __init__(self) -> None:
+        self._head = (0, 0)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._nodes: list[TableNode] = []
+        self._gone: list[int] = []
+        self._runs: list[SlotRun] = []
+
+    def add(
+        self, *, more: bool, base: int, version: int, nodes: Sequence[Any], gone: Sequence[Any], runs: Sequence[Any]
+    ) -> TableChange | None:
+        """Take one page; the change, when it was the last one. Raises `RemoteProtocolError`, and what was there is dropped."""
+        if (version, base) != self._head:
+            self._head = (version, base)
+            self._clear()
+        try:
+            self._extend(read_nodes(nodes), gone, read_runs(runs))
+        except RemoteProtocolError:
+            self._clear()
+            raise
+        if more:
+            return None
+        change = TableChange(base, version, tuple(self._nodes), tuple(self._gone), tuple(self._runs))
+        self._clear()
+        return change
+
+    def _extend(self, nodes: Sequence[TableNode], gone: Sequence[Any], runs: Sequence[SlotRun]) -> None:
+        if runs and self._runs and runs[0].first <= self._runs[-1].last:
+            raise RemoteProtocolError("the pages of a table are not in order")
+        if any(type(node_id) is not int for node_id in gone):
+            raise RemoteProtocolError("the nodes that are gone must be numbers")
+        self._nodes += nodes
+        self._gone += gone
+        self._runs += runs
+        if len(self._nodes) + len(self._gone) + len(self._runs) > ROWS_MAX:
+            raise RemoteProtocolError(f"a table of more than {ROWS_MAX} rows")
+
+
 # --- rows -------------------------------------------------------------------------------------------------------------------
 
 
