@@ -20,6 +20,8 @@ from .errors import LocalProtocolError, RemoteProtocolError
 from .messages import Message, frame
 
 PEER_PROTOCOL_VERSION: Final = 1
+PEER_PROTOCOL_VERSION_MIN: Final = 1
+"""The oldest version that is still spoken; a newer other side speaks ours."""
 FRAME_BYTES_MAX_PEER: Final = 8 * 1024 * 1024
 SNAPSHOT_CHUNK_BYTES: Final = 256 * 1024
 """A snapshot travels in pieces of this size, so that heartbeats are never far behind it."""
@@ -101,7 +103,8 @@ class PeerHello(Message):
 
 @attrs.frozen
 class PeerRefused(Message):
-    """The link is refused, and why, for people; `code` is `cluster`, `protocol`, `duplicate` or `identity`."""
+    """The link is refused, and why, for people; `code` is `cluster`, `protocol`, `duplicate`, `identity` or
+    `overloaded`."""
 
     TYPE: ClassVar[int] = 102
     code: str = _field(checks.text)

@@ -15,6 +15,7 @@ The usual piece holds exactly one whole frame of some ten bytes, and that case t
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import RemoteProtocolError
@@ -25,14 +26,16 @@ _length_at = struct.Struct(">I").unpack_from
 
 
 class FrameReader:
-    """The frames of one direction of one connection; no payload may be larger than `bytes_max`."""
+    """The frames of one direction of one connection; no payload may be larger than `bytes_max`. `unpack` makes an array of a payload,
+    within the limits of those who talk there, and raises `RemoteProtocolError`."""
 
-    __slots__ = ("_bytes_max", "_needed", "_pending", "error")
+    __slots__ = ("_bytes_max", "_needed", "_pending", "_unpack", "error")
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, unpack: Callable[[bytes], list[Any]] = unpack_frame) -> None:
         self.error: RemoteProtocolError | None = None
         """Why this connection must be closed; once set, nothing is read any more."""
         self._bytes_max = bytes_max
+        self._unpack = unpack
         self._pending = bytearray()
         self._needed = _HEADER_BYTES  # bytes from the start of `_pending` until the next decision: the header, then the frame
 
@@ -70,7 +73,7 @@ class FrameReader:
                     self._needed = _HEADER_BYTES + length
                     break
                 position = start + length
-                frames.append(unpack_frame(data[start:position]))
+                frames.append(self._unpack(data[start:position]))
         except RemoteProtocolError as error:
             self.error = error
             return frames
