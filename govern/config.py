@@ -74,7 +74,7 @@ class Config:
         doc="Allow clients and nodes from other machines without encryption and without authentication: anybody who reaches a port can "
         "register, and can take part in the cluster.",
     )
-    peers: dict[int, str] = _key(
+    peers: Mapping[int, str] = _key(
         dict,
         doc="The first candidates of a cluster, ID = HOST:PORT each, this node among them if it is one; the same on all of them. They wait "
         "for each other once, to form the cluster; later it knows its members itself. Empty: the node is a cluster of its own.",
