@@ -6,7 +6,9 @@ Everything is checked here, and an error is one line that names the key, where i
 K1  Later sources win: defaults, file, environment, flags or keywords.
 K2  Each value has an origin, the name of the source that won: `default`, the file's path, the variable, the flag. It stands beside the
     `Config` and not in it: two nodes with the same values have equal configurations.
-K3  Only flags and variables, which cannot be anything but text, are converted. In a file and as a keyword a number is a number.
+K3  Only flags and variables, which cannot be anything but text, are converted. In a file and as a keyword a number is a number. The one
+    mapping, `peers`, is a table in a file and a dictionary as keyword; its ids may be text, because the keys of TOML are nothing else.
+K4  A node that takes links from others has an address to tell them, or it is refused: nobody can reach 0.0.0.0.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import attrs
 
 from .core.limits import Limits
 from .errors import ConfigError, Invalid
-from .model import split_address
+from .model import join_address, split_address
 
 ENVIRONMENT_PREFIX: Final = "GOVERN_"
 CLIENT_VARIABLES: Final = ("GOVERN_CONNECT", "GOVERN_CONFIG")
@@ -32,10 +34,14 @@ LOG_FORMATS: Final = ("text", "json")
 MIB: Final = 1024 * 1024
 LISTEN_STANDALONE: Final = "127.0.0.1:7400"
 DATA_DIR_STANDALONE: Final = "./govern-data"
+NODE_ID_MAX: Final = 65535
+CANDIDATES_MAX: Final = 7
+"""More candidates than these make every election and every change slower, and protect against nothing that seven do not."""
 
 _TRUE: Final = ("true", "yes", "1")
 _FALSE: Final = ("false", "no", "0")
 _whole_number_matches: Final = re.compile(r"\s*-?[0-9]{1,100}\s*").fullmatch
+_node_id_matches: Final = re.compile(r"[1-9][0-9]{0,4}").fullmatch
 
 
 ORIGIN_DEFAULT: Final = "default"
@@ -45,14 +51,16 @@ Source = tuple[str, Mapping[str, object]]
 
 
 def _key(default: Any, *, doc: str, low: float | None = None, high: float | None = None, choices: Sequence[str] = ()) -> Any:
-    return attrs.field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+    """A key. Its kind is that of its default; `dict` stands for a mapping that is empty by default."""
+    metadata = {"default": {} if default is dict else default, "doc": doc, "low": low, "high": high, "choices": choices}
+    return attrs.field(default=attrs.Factory(dict) if default is dict else default, metadata=metadata)
 
 
 @attrs.frozen(kw_only=True)
 class Config:
     """What a node can be told. Sizes are bytes, times are seconds."""
 
-    node_id: int = _key(1, low=1, high=65535, doc="The number of this node, unique in its cluster and never given to another one.")
+    node_id: int = _key(1, low=1, high=NODE_ID_MAX, doc="The number of this node, unique in its cluster and never given to another one.")
     listen: str = _key(
         "127.0.0.1:0",
         doc="HOST:PORT for clients; port 0 takes any free one. Standalone default 127.0.0.1:7400. Beyond loopback `insecure` is needed.",
@@ -63,7 +71,28 @@ class Config:
     )
     insecure: bool = _key(
         False,
-        doc="Allow clients from other machines without encryption and without authentication: anybody who reaches the port can register.",
+        doc="Allow clients and nodes from other machines without encryption and without authentication: anybody who reaches a port can "
+        "register, and can take part in the cluster.",
+    )
+    peers: Mapping[int, str] = _key(
+        dict,
+        doc="The first candidates of a cluster, ID = HOST:PORT each, this node among them if it is one; the same on all of them. They wait "
+        "for each other once, to form the cluster; later it knows its members itself. Empty: the node is a cluster of its own.",
+    )
+    peer_listen: str = _key(
+        "",
+        doc="HOST:PORT for links of other nodes; port 0 takes any free one. Empty: the own entry of `peers`; a node that is not in `peers` "
+        "takes the host of `listen` and any free port; without `peers` nothing is opened. Beyond loopback `insecure` is needed.",
+    )
+    candidate: bool = _key(
+        True,
+        doc="Whether this node keeps the records of the cluster and can be elected as its controller. A node in `peers` must. Three or "
+        "five candidates are enough for any cluster; false makes a node that only serves.",
+    )
+    advertise: str = _key(
+        "",
+        doc="HOST, or HOST:PORT, under which clients and other nodes reach this node. Empty: `listen`; if that is every address of the "
+        "machine, the host of the own entry of `peers` or of `peer_listen`.",
     )
     log_level: str = _key("info", choices=LOG_LEVELS, doc=f"How much is logged: {', '.join(LOG_LEVELS)}.")
     log_format: str = _key(
@@ -108,10 +137,39 @@ class Config:
         return split_address(self.listen)
 
     @property
+    def peer_address(self) -> tuple[str, int] | None:
+        """Where to listen for links of other nodes, as host and port; None when no port is opened."""
+        if self.peer_listen:
+            return split_address(self.peer_listen)
+        if self.node_id in self.peers:
+            return split_address(self.peers[self.node_id])
+        return (self.address[0], 0) if self.peers else None
+
+    @property
+    def advertised_host(self) -> str:
+        """The host under which others reach this node; empty when nothing says it."""
+        if self.advertise:
+            return split_address(self.advertise, port_default=0)[0]
+        peer = self.peer_address
+        hosts = [self.address[0], *([split_address(self.peers[self.node_id])[0]] if self.node_id in self.peers else [])]
+        return next((host for host in (*hosts, *([peer[0]] if peer else [])) if not _is_unspecified(host)), "")
+
+    def clients_address(self, bound_port: int) -> str:
+        """What others are told for clients, when `bound_port` is what `listen` really got: HOST:PORT. Alone, and without any host that
+        others could reach, it is `listen`."""
+        port = split_address(self.advertise, port_default=0)[1] if self.advertise else 0
+        return join_address(self.advertised_host or self.address[0], port or bound_port)
+
+    def peers_address(self, bound_port: int) -> str:
+        """What others are told for links, when `bound_port` is what `peer_address` really got: HOST:PORT. The own entry of `peers`, for
+        the others know that one already."""
+        return self.peers.get(self.node_id) or join_address(self.advertised_host, bound_port)
+
+    @property
     def limits(self) -> Limits:
         """The keys that are bounds of the cores."""
         names = {field.name for field in attrs.fields(Limits)}
-        return Limits(**{name: value for name, value in attrs.asdict(self).items() if name in names})
+        return Limits(**{name: getattr(self, name) for name in _FIELDS if name in names})
 
 
 _FIELDS: Final = {field.name: field for field in attrs.fields(Config)}
@@ -129,7 +187,7 @@ def key_doc(name: str) -> str:
 
 def key_default(name: str) -> object:
     """The value of a key that nobody sets."""
-    return _FIELDS[name].default
+    return _FIELDS[name].metadata["default"]
 
 
 def key_flag(name: str) -> str:
@@ -139,7 +197,7 @@ def key_flag(name: str) -> str:
 
 def key_is_flag(name: str) -> bool:
     """Whether a key is true or false."""
-    return _FIELDS[name].default is False or _FIELDS[name].default is True
+    return isinstance(key_default(name), bool)
 
 
 def build_config(*sources: Source) -> Config:
@@ -164,10 +222,7 @@ def resolve_config(*sources: Source) -> tuple[Config, dict[str, str]]:
 
 def _check_together(config: Config, origins: Mapping[str, str]) -> None:
     """Check what can be known only when all keys are."""
-    try:
-        host, _ = config.address
-    except Invalid as error:
-        raise ConfigError(f"{origins['listen']}: listen: {error}") from None
+    host, _ = _split(config.listen, "listen", origins)
     if not config.insecure and not _is_loopback(host):
         raise ConfigError(
             f"listen = {config.listen!r} is reachable from other machines, and there is neither TLS nor authentication yet:"
@@ -175,16 +230,71 @@ def _check_together(config: Config, origins: Mapping[str, str]) -> None:
         )
     if config.log_file and Path(config.log_file) == Path(config.log_error_file):
         raise ConfigError(f"{origins['log_error_file']}: log_error_file = {config.log_error_file!r} is log_file already: give another file")
+    if config.peer_listen:
+        _split(config.peer_listen, "peer_listen", origins)
+    if config.advertise and _is_unspecified(_split(config.advertise, "advertise", origins, port_default=0)[0]):
+        raise ConfigError(f"{origins['advertise']}: advertise = {config.advertise!r} is no address that others can reach: give one")
+    _check_peers(config, origins)
+
+
+def _split(text: str, name: str, origins: Mapping[str, str], *, port_default: int | None = None) -> tuple[str, int]:
+    try:
+        return split_address(text, port_default=port_default)
+    except Invalid as error:
+        raise ConfigError(f"{origins[name]}: {name}: {error}") from None
+
+
+def _check_peers(config: Config, origins: Mapping[str, str]) -> None:
+    """Check what a node says to other nodes, and where it listens to them."""
+    if not config.candidate and config.node_id in config.peers:
+        raise ConfigError(
+            f"{origins['candidate']}: candidate = false, but node {config.node_id} is in peers, where the first candidates are: take it "
+            "out there, or leave candidate = true"
+        )
+    if not config.candidate and not config.peers:
+        raise ConfigError(f"{origins['candidate']}: candidate = false needs a cluster with candidates: name them in peers")
+    address = config.peer_address
+    if address is None:
+        return
+    name = "peer_listen" if config.peer_listen else "peers" if config.node_id in config.peers else "listen"
+    if not config.insecure and not _is_loopback(address[0]):
+        raise ConfigError(
+            f"{origins[name]}: {name} = {join_address(*address)!r} is reachable from other machines, and there is neither TLS nor "
+            "authentication yet: use 127.0.0.1, or set insecure = true (--insecure) if everybody who can reach it may join the cluster"
+        )
+    if not config.advertised_host:  # K4
+        raise ConfigError(
+            f"{origins['listen']}: listen = {config.listen!r} is no address that others can reach, and nothing else says one: "
+            "set advertise = HOST (--advertise HOST)"
+        )
+    if _is_loopback(config.advertised_host) and not _is_loopback(address[0]) and not _is_unspecified(address[0]):
+        raise ConfigError(
+            f"{origins['listen']}: listen = {config.listen!r} is for this machine only, but {name} lets other machines in: "
+            "listen on an address that their clients reach, or say it with advertise"
+        )
+
+
+def advise(config: Config) -> list[str]:
+    """What is allowed and still unwise, a line each."""
+    count = len(config.peers)
+    if count > CANDIDATES_MAX:
+        return [f"peers names {count} candidates: more than {CANDIDATES_MAX} make the cluster slower and not safer; five are enough"]
+    if count and count % 2 == 0:
+        bears = (count - 1) // 2
+        return [f"peers names {count} candidates: they bear the loss of {bears}, as {count - 1} would; take {count - 1} or {count + 1}"]
+    return []
 
 
 def _checked(where: str, name: str, value: object) -> object:
     """The value, if it is of the type and within the limits of its key."""
-    field = _FIELDS[name]
-    kind = type(field.default)
+    metadata = _FIELDS[name].metadata
+    kind = type(metadata["default"])
     if type(value) is not kind:
-        wanted = {bool: "true or false", int: "a whole number", str: "text"}[kind]
+        wanted = {bool: "true or false", int: "a whole number", str: "text", dict: "ID=HOST:PORT, separated by commas, each ID once"}[kind]
         raise ConfigError(f"{where}: {name} = {value!r} is not usable: give {wanted}")
-    low, high, choices = field.metadata["low"], field.metadata["high"], field.metadata["choices"]
+    if isinstance(value, dict):
+        return _checked_peers(where, name, value)
+    low, high, choices = metadata["low"], metadata["high"], metadata["choices"]
     if low is not None and not low <= value <= high:
         raise ConfigError(f"{where}: {name} = {value} is out of range: give a number from {low} to {high}")
     if choices and value not in choices:
@@ -192,13 +302,40 @@ def _checked(where: str, name: str, value: object) -> object:
     return value
 
 
+def _checked_peers(where: str, name: str, value: Mapping[object, object]) -> dict[int, str]:
+    """The addresses by id, ascending."""
+    peers: dict[int, str] = {}
+    for key, address in value.items():
+        node_id = int(key) if isinstance(key, str) and _node_id_matches(key) else key
+        if type(node_id) is not int or not 1 <= node_id <= NODE_ID_MAX:
+            raise ConfigError(f"{where}: {name} has the id {key!r}: give a whole number from 1 to {NODE_ID_MAX}")
+        if node_id in peers:
+            raise ConfigError(f"{where}: {name} has node {node_id} twice: give each ID once")
+        try:
+            host, port = split_address(address) if type(address) is str else ("", 0)
+        except Invalid:
+            host, port = "", 0
+        if not port or _is_unspecified(host):
+            raise ConfigError(f"{where}: {name} has {address!r} for node {node_id}: give the HOST:PORT under which the others reach it")
+        text = join_address(host, port)
+        if text in peers.values():
+            raise ConfigError(f"{where}: {name} has {text} for two nodes: give each its own address")
+        peers[node_id] = text
+    return dict(sorted(peers.items()))
+
+
 def _converted(name: str, text: str) -> object:
     """The text as the type of its key; as it is when that is not possible, and then it is refused with the other wrong values."""
-    kind = type(_FIELDS[name].default) if name in _FIELDS else str
+    kind = type(key_default(name)) if name in _FIELDS else str
     if kind is bool and text.lower() in _TRUE + _FALSE:
         return text.lower() in _TRUE
     if kind is int and _whole_number_matches(text):
         return int(text)
+    if kind is dict:
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        ids = [node_id.strip() for node_id, _, _ in pairs]
+        if all(separator for _, separator, _ in pairs) and len(dict.fromkeys(ids)) == len(ids):
+            return {node_id: address.strip() for node_id, (_, _, address) in zip(ids, pairs, strict=True)}
     return text
 
 
@@ -213,6 +350,13 @@ def _is_loopback(host: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False
 

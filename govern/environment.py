@@ -143,6 +143,9 @@ class Storage(Protocol):
     def name(self) -> str:
         """What people call it: the path."""
 
+    def path(self, name: str) -> str:
+        """What people call a file of it."""
+
     async def lock(self) -> None:
         """Create the directory when it is missing, check that it can be written, and lock it for the life of this process or until
         `unlock`. Raises `DirectoryInUse` or `StorageError`, with one line that says what to do."""

@@ -16,6 +16,7 @@ from ..config import (
     LISTEN_STANDALONE,
     ORIGIN_DEFAULT,
     Config,
+    advise,
     from_flags,
     from_variables,
     key_default,
@@ -33,14 +34,15 @@ WIDTH: Final = 80
 
 
 def read_effective(path: str | None, flags: Mapping[str, str]) -> tuple[Config, dict[str, str], list[str]]:
-    """The configuration of a node of this process, the origin of each value, and warnings about variables that mean nothing.
+    """The configuration of a node of this process, the origin of each value, and warnings: variables that mean nothing, unwise values.
 
     The file is the one named, else the one that GOVERN_CONFIG names. Raises `ConfigError`.
     """
     path = path or os.environ.get("GOVERN_CONFIG")
     variables, warnings = from_variables(os.environ)
     files = [read_toml(path)] if path else []
-    return *resolve_config((ORIGIN_DEFAULT, STANDALONE_DEFAULTS), *files, *variables, *from_flags(flags)), warnings
+    config, origins = resolve_config((ORIGIN_DEFAULT, STANDALONE_DEFAULTS), *files, *variables, *from_flags(flags))
+    return config, origins, [*warnings, *advise(config)]
 
 
 def show_config(path: str | None, flags: Mapping[str, str], *, as_json: bool) -> int:
@@ -75,7 +77,9 @@ def _row(config: Config, origins: Mapping[str, str], name: str) -> dict[str, Any
 def _text(row: Mapping[str, Any]) -> str:
     """One key for people, as a part of a TOML file."""
     about = (
-        row["doc"] if row["key"] in STANDALONE_DEFAULTS or row["default"] == "" else f"{row['doc']} Default {toml_value(row['default'])}."
+        row["doc"]
+        if row["key"] in STANDALONE_DEFAULTS or not default_is_shown(row["default"])
+        else f"{row['doc']} Default {toml_value(row['default'])}."
     )
     comment = textwrap.fill(about, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
     line = f"{row['key']} = {toml_value(row['value'])}"
@@ -85,10 +89,17 @@ def _text(row: Mapping[str, Any]) -> str:
     return f"{comment}\n{ending}\n"
 
 
+def default_is_shown(default: object) -> bool:
+    """Whether a default is shown; what an empty one means is in the text of its key."""
+    return default not in ("", {})
+
+
 def toml_value(value: object) -> str:
     """A value as TOML writes it; text without any control character."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, dict):  # of `peers`: the ids are bare keys
+        return f"{{ {', '.join(f'{key} = {toml_value(item)}' for key, item in value.items())} }}" if value else "{}"
     return f'"{"".join(map(_toml_letter, value))}"' if isinstance(value, str) else str(value)
 
 

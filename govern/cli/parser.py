@@ -21,7 +21,7 @@ from .._version import VERSION
 from ..client.draining import DRAIN_SECONDS
 from ..config import key_default, key_doc, key_flag, key_is_flag, key_names
 from ..model import Instance
-from .effective import STANDALONE_DEFAULTS, show_config
+from .effective import STANDALONE_DEFAULTS, default_is_shown, show_config
 from .operators import drain, evict, explain
 from .output import print_error
 from .process import EXIT_DONE, EXIT_USAGE
@@ -156,6 +156,9 @@ def _pair(text: str) -> tuple[str, str]:
 
 _METAVARS: Final = {
     "listen": "HOST:PORT",
+    "peers": "ID=HOST:PORT,...",
+    "peer_listen": "HOST:PORT",
+    "advertise": "HOST[:PORT]",
     "data_dir": "DIRECTORY",
     "log_level": "LEVEL",
     "log_format": "FORMAT",
@@ -202,7 +205,7 @@ def _add_keys(parser: Parser) -> None:
     parser.add_argument("--config", metavar="FILE", help="A TOML file with configuration keys (also GOVERN_CONFIG).")
     for name in key_names():
         text = key_doc(name).replace("%", "%%")
-        if name not in STANDALONE_DEFAULTS and key_default(name) != "":  # their text names the default
+        if name not in STANDALONE_DEFAULTS and default_is_shown(key_default(name)):  # their text names the default
             text += f" Default {_shown(key_default(name))}."
         if key_is_flag(name):
             parser.add_argument(key_flag(name), dest=name, nargs="?", const="true", metavar="true|false", help=text)

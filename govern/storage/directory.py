@@ -6,6 +6,7 @@ D3  Nothing is written into a directory that holds files but no identity: it is 
 D4  Loading gives the blocks of the newest good snapshot and then the log from where that snapshot began, in order. A record may be in both;
     whoever applies it skips what its block already holds.
 D5  Nothing is deleted but snapshots and segments that two good snapshots have made needless.
+D6  A directory belongs to one cluster for ever, and the id of it is durable before the node says to anybody that it has one.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import attrs
 import trio
 
 from ..errors import Corrupt, FormatTooNew, StorageError, StorageFailed
-from .format import START, FormatError, Identity, NewerFormat, Record, decode_identity, encode_identity, segment_number
+from .format import NO_CLUSTER, START, FormatError, Identity, NewerFormat, Record, decode_identity, encode_identity, segment_number
 from .log import SEGMENT_BYTES, Log
+from .prefix import RAFT_PREFIX
 from .recovery import list_segments
 from .snapshots import Block, SnapshotReader, Snapshots, snapshot_number
+from .table_file import TABLE_NAME
 
 if TYPE_CHECKING:
     from ..environment import Random, Storage
@@ -74,6 +77,25 @@ class DataDirectory:
     def bytes_since_snapshot(self) -> int:
         """How much log a restart would have to read; grows with every append, shrinks with every snapshot."""
         return self.log.statistics().bytes - self._bytes_at_snapshot
+
+    @property
+    def storage(self) -> Storage:
+        """The files, for what a candidate keeps beside: `RaftLog`, and the table (`table_file`)."""
+        return self._storage
+
+    async def adopt_cluster(self, cluster_id: bytes) -> None:
+        """Make it durable that this directory belongs to that cluster (D6). It must not belong to another one, asserted.
+
+        What says that the node has joined is written first (`write_table`): a directory with a cluster never waits to form one.
+        Raises `NoSpace`: then everything is as before. Raises `StorageFailed`: the node must end.
+        """
+        assert len(cluster_id) == len(NO_CLUSTER)
+        assert cluster_id != NO_CLUSTER
+        assert self.identity.cluster_id in (NO_CLUSTER, cluster_id), "a directory belongs to one cluster for ever (D6)"
+        if self.identity.cluster_id == NO_CLUSTER:
+            identity = self.identity._replace(cluster_id=cluster_id)
+            await _write_identity(self._storage, identity)
+            self.identity = identity
 
     # --- loading ------------------------------------------------------------------------------------------------------------
 
@@ -179,7 +201,7 @@ async def read_identity(storage: Storage) -> Identity | None:
     if IDENTITY_NAME not in names:
         if not names:
             return None
-        if any(segment_number(name) is not None or snapshot_number(name) is not None for name in names):
+        if any(_is_data(name) for name in names):
             raise Corrupt(f"the file {IDENTITY_NAME} is missing in {storage.name}, but there is data: restore that file from a backup")
         raise StorageError(f"{storage.name} is not a data directory of govern and not empty ({names[0]}): name an empty or a new one")
     file = await storage.open(IDENTITY_NAME)
@@ -195,6 +217,11 @@ async def read_identity(storage: Storage) -> Identity | None:
         raise Corrupt(f"{storage.name}/{IDENTITY_NAME} is damaged ({error}): restore that file from a backup") from error
 
 
+def _is_data(name: str) -> bool:
+    numbered = segment_number(name) is not None or snapshot_number(name) is not None
+    return numbered or name == TABLE_NAME or name.startswith(RAFT_PREFIX)
+
+
 async def _write_identity(storage: Storage, identity: Identity) -> None:
     data = encode_identity(identity)
     file = await storage.create(IDENTITY_NEW_NAME, 0)
@@ -207,8 +234,12 @@ async def _write_identity(storage: Storage, identity: Identity) -> None:
 
 
 @asynccontextmanager
-async def open_directory(storage: Storage, random: Random, *, segment_bytes: int = SEGMENT_BYTES) -> AsyncIterator[DataDirectory]:
+async def open_directory(
+    storage: Storage, random: Random, *, segment_bytes: int = SEGMENT_BYTES, without_cluster: bool = False
+) -> AsyncIterator[DataDirectory]:
     """Lock a data directory, create it when it is new, and count this start (D1, D2, D3).
+
+    A new one gets a `cluster_id` at once, or, `without_cluster`, zeros until `adopt_cluster`.
 
     Raises `DirectoryInUse`, `FormatTooNew`, `Corrupt`, `NoSpace`, `StorageFailed` or another `StorageError`, each with one line that
     says what to do. Leaving closes all files and gives the lock back, also when cancelled.
@@ -216,7 +247,8 @@ async def open_directory(storage: Storage, random: Random, *, segment_bytes: int
     await storage.lock()
     try:
         known = await read_identity(storage)
-        identity = (known or Identity(random.randbytes(16), random.randbytes(16), 0)).next_boot()
+        cluster_id = NO_CLUSTER if without_cluster or known else random.randbytes(16)
+        identity = (known or Identity(cluster_id, random.randbytes(16), 0, without_cluster)).next_boot()
         await _write_identity(storage, identity)
         directory = DataDirectory(storage, identity, segment_bytes)
         try:

@@ -114,6 +114,9 @@ class DirectoryStorage:
     def name(self) -> str:
         return self._path
 
+    def path(self, name: str) -> str:
+        return f"{self._path}/{name}"
+
     async def in_thread(self, what: str, work: Callable[[], T]) -> T:
         """Run blocking work in a thread, wait for it whatever happens, and give errors of the system the names of the house."""
         try:
@@ -238,7 +241,7 @@ class DirectoryStorage:
 
         descriptor, size = await self.in_thread(f"opening {name}", open_)
         if descriptor < 0:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self._path}/{name}")
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path(name))
         return DirectoryFile(self, name, descriptor, size)
 
     async def rename(self, old: str, new: str) -> None:

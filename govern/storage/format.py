@@ -1,7 +1,7 @@
 """What the bytes of a data directory mean: the identity file, log segments, batches and records. No file is touched here.
 
     identity   text, six lines, the last one a checksum of the others; readable by people, replaced as a whole
-    segment    header (4 KiB): magic, version, cluster_id, disk_id, segment_no, crc; then batches until the zeros begin
+    segment    header (4 KiB): magic, version, seal (cluster_id, disk_id), segment_no, crc; then batches until the zeros begin
     batch      header: magic u32, payload length u32, batch_no u64, crc of the batch before u32, records u32, header crc u32
                payload; crc u32 of header and payload; zeros up to the next multiple of 512 bytes
     record     length u32, type u8, slot u16, term u64, seq u64; payload
@@ -15,6 +15,8 @@ F1  A batch is valid when both checksums are right. It continues the log when be
 F2  Nothing here raises anything but `FormatError` for any bytes at all, and nothing is allocated because of a length that bytes claim:
     a length is compared with the bytes in hand first.
 F3  A batch begins at a multiple of 512, the unit in which disks tear. Zeros are never a batch.
+F4  What files are sealed with never changes in the life of a directory. One that was made before its cluster was known (identity format 2)
+    has zeros there in the place of the cluster, also after it has joined one.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 FORMAT_VERSION: Final = 1
+IDENTITY_VERSION: Final = 2
+NO_CLUSTER: Final = bytes(16)
 SECTOR: Final = 512
 SEGMENT_HEADER_BYTES: Final = 4096
 BATCH_BYTES_MAX: Final = 1 << 20  # payload of one batch; the writer splits what is longer
@@ -74,11 +78,20 @@ START: Final = Position(1, SEGMENT_HEADER_BYTES, 1, 0)
 
 
 class Identity(NamedTuple):
-    """Which directory this is, and how often it has been started: `boot_no` grows by one with every start."""
+    """Which directory this is, and how often it has been started: `boot_no` grows by one with every start.
+
+    `cluster_id` is zeros until the cluster is known; `made_without_cluster` says that it was so at first.
+    """
 
     cluster_id: bytes
     disk_id: bytes
     boot_no: int
+    made_without_cluster: bool = False
+
+    @property
+    def seal(self) -> bytes:
+        """What headers and checksums of files of this directory contain (F4): 16 bytes of the cluster, 16 of the disk."""
+        return (NO_CLUSTER if self.made_without_cluster else self.cluster_id) + self.disk_id
 
     def next_boot(self) -> Identity:
         """The identity of the start after this one."""
@@ -93,8 +106,9 @@ _identity_fields_match = re.compile(rb"cluster_id ([0-9a-f]{32})\ndisk_id ([0-9a
 
 def encode_identity(identity: Identity) -> bytes:
     """The contents of the identity file."""
+    version = IDENTITY_VERSION if identity.made_without_cluster else 1
     text = (
-        f"{_IDENTITY_TITLE}\nformat {FORMAT_VERSION}\ncluster_id {identity.cluster_id.hex()}\n"
+        f"{_IDENTITY_TITLE}\nformat {version}\ncluster_id {identity.cluster_id.hex()}\n"
         f"disk_id {identity.disk_id.hex()}\nboot_no {identity.boot_no}\n"
     )
     return f"{text}crc {zlib.crc32(text.encode()):08x}\n".encode()
@@ -105,15 +119,14 @@ def decode_identity(data: bytes) -> Identity:
     lines = data[:SECTOR].split(b"\n")
     if lines[0] != _IDENTITY_TITLE.encode() or len(lines) < 2 or not lines[1].startswith(b"format "):
         raise FormatError("not an identity file")
-    if lines[1] != b"format %d" % FORMAT_VERSION:
-        version = lines[1][7:15]
-        if version.isdigit() and int(version) > FORMAT_VERSION:
-            raise NewerFormat(f"format {int(version)}")
-        raise FormatError("damaged")
+    version = lines[1][7:15]
+    if version.isdigit() and int(version) > IDENTITY_VERSION:
+        raise NewerFormat(f"format {int(version)}")
     match = _identity_fields_match(b"\n".join(lines[2:5]))
     if match is None:
         raise FormatError("damaged")
-    identity = Identity(bytes.fromhex(match[1].decode()), bytes.fromhex(match[2].decode()), int(match[3]))
+    cluster_id, disk_id = bytes.fromhex(match[1].decode()), bytes.fromhex(match[2].decode())
+    identity = Identity(cluster_id, disk_id, int(match[3]), version == b"%d" % IDENTITY_VERSION)
     if encode_identity(identity) != data:
         raise FormatError("damaged")
     return identity
@@ -135,7 +148,7 @@ def segment_number(name: str) -> int | None:
 
 def encode_segment_header(identity: Identity, segment_no: int) -> bytes:
     """The first 4 KiB of a segment."""
-    body = _segment_header.pack(_SEGMENT_MAGIC, FORMAT_VERSION, identity.cluster_id, identity.disk_id, segment_no, 0)[:-4]
+    body = _segment_header.pack(_SEGMENT_MAGIC, FORMAT_VERSION, identity.seal[:16], identity.disk_id, segment_no, 0)[:-4]
     return (body + _u32.pack(zlib.crc32(body))).ljust(SEGMENT_HEADER_BYTES, b"\0")
 
 
@@ -151,7 +164,7 @@ def check_segment_header(data: bytes, identity: Identity, segment_no: int) -> bo
         return False
     if version > FORMAT_VERSION:
         raise NewerFormat(f"format {version}")
-    if (cluster_id, disk_id, number) != (identity.cluster_id, identity.disk_id, segment_no):
+    if (cluster_id + disk_id, number) != (identity.seal, segment_no):
         raise FormatError(f"it is segment {number} of the data directory {disk_id.hex()}")
     return True
 
@@ -172,7 +185,7 @@ class Batch(NamedTuple):
 
 def batch_seed(identity: Identity, segment_no: int) -> int:
     """What the checksums of all batches of a segment start from (F1)."""
-    return zlib.crc32(identity.cluster_id + identity.disk_id + segment_no.to_bytes(8, "little"))
+    return zlib.crc32(identity.seal + segment_no.to_bytes(8, "little"))
 
 
 def batch_size(payload_bytes: int) -> int:

@@ -108,7 +108,7 @@ class LogReader:
     def corrupt(self, what: str) -> Corrupt:
         """The one line for damage at the present position."""
         return Corrupt(
-            f"{self._storage.name}/{segment_name(self.position.segment_no)} {what} at byte {self.position.offset}; {self.records} records "
+            f"{self._storage.path(segment_name(self.position.segment_no))} {what} at byte {self.position.offset}; {self.records} records "
             "before it are proven: `python -m govern --salvage` keeps them and sets the damaged segment aside"
         )
 
@@ -121,16 +121,16 @@ class LogReader:
             return b""
         try:
             if file.size > SEGMENT_BYTES_MAX:
-                raise StorageError(f"{self._storage.name}/{name} has {file.size} bytes and is no segment of the log: move it away")
+                raise StorageError(f"{self._storage.path(name)} has {file.size} bytes and is no segment of the log: move it away")
             data = await file.read(0, file.size)
         finally:
             await file.close()
         try:
             check_segment_header(data, self._identity, number)
         except NewerFormat as error:
-            raise FormatTooNew(f"{self._storage.name}/{name} has {error}: start the newer version of govern that wrote it") from error
+            raise FormatTooNew(f"{self._storage.path(name)} has {error}: start the newer version of govern that wrote it") from error
         except FormatError as error:
-            raise StorageError(f"{self._storage.name}/{name} does not belong there, {error}: move it away") from error
+            raise StorageError(f"{self._storage.path(name)} does not belong there, {error}: move it away") from error
         return data
 
     async def _load_once(self, number: int) -> bytes:

@@ -396,6 +396,9 @@ class SimStorage:
     def name(self) -> str:
         return self._disk.name
 
+    def path(self, name: str) -> str:
+        return f"{self.name}/{name}"
+
     async def lock(self) -> None:
         await self.operate("lock", "lock")
         holder = self._disk.holder

@@ -4,7 +4,7 @@ A snapshot is not a picture of one moment. Each block is the state of one slot (
 the writer came to it, and the log repeats what came later: replay begins at the position which the log had when the snapshot was
 begun, and skips what a block already holds. So nothing ever stops for a snapshot.
 
-    file     header (512 bytes: magic, version, cluster_id, disk_id, number, position in the log, crc); blocks; index; trailer
+    file     header (512 bytes: magic, version, seal (cluster_id, disk_id), number, position in the log, crc); blocks; index; trailer
     block    slot u16, term_seen u64, term u64, seq u64, length u32, crc u32; state
     index    per block: offset u64, length u32
     trailer  magic, offset of the index u64, blocks u64, SHA-256 of everything before
@@ -79,7 +79,7 @@ def snapshot_number(name: str) -> int | None:
 
 def encode_header(identity: Identity, kept: Kept) -> bytes:
     """The first 512 bytes of a snapshot."""
-    body = _header.pack(_HEADER_MAGIC, FORMAT_VERSION, identity.cluster_id, identity.disk_id, kept.number, *kept.position, 0)[:-4]
+    body = _header.pack(_HEADER_MAGIC, FORMAT_VERSION, identity.seal[:16], identity.disk_id, kept.number, *kept.position, 0)[:-4]
     return (body + zlib.crc32(body).to_bytes(4, "little")).ljust(HEADER_BYTES, b"\0")
 
 
@@ -92,7 +92,7 @@ def decode_header(data: bytes, identity: Identity) -> Kept:
         raise FormatError("its header is damaged")
     if version > FORMAT_VERSION:
         raise NewerFormat(f"format {version}")
-    if (cluster_id, disk_id) != (identity.cluster_id, identity.disk_id):
+    if cluster_id + disk_id != identity.seal:
         raise FormatError(f"it is of the data directory {disk_id.hex()}")
     return Kept(number, Position(segment_no, offset, batch_no, crc_before))
 
@@ -278,9 +278,7 @@ class Snapshots:
                 else:
                     self.kept.insert(0, await self._read_header(number))
             except NewerFormat as error:
-                raise FormatTooNew(
-                    f"{self._storage.name}/{snapshot_name(number)} has {error}: start the newer version of govern"
-                ) from error
+                raise FormatTooNew(f"{self._storage.path(snapshot_name(number))} has {error}: start the newer version of govern") from error
             except FormatError as error:
                 self.notes.append(f"{snapshot_name(number)} cannot be read, {error}: it is now called {snapshot_name(number)}.damaged")
                 await self._storage.rename(snapshot_name(number), f"{snapshot_name(number)}.damaged")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from govern.errors import Corrupt, DirectoryInUse, FormatTooNew, NoSpace, StorageError, StorageFailed
 from govern.storage.directory import DataDirectory, LoadReport, open_directory
 from govern.storage.files import DirectoryStorage
-from govern.storage.format import Record
+from govern.storage.format import NO_CLUSTER, Record
 from govern.storage.salvage import SalvageReport, salvage
 from govern.storage.sim import Operation, SimStorage
 from govern.storage.snapshots import Block
@@ -112,6 +112,8 @@ async def test_a_directory_of_somebody_else_is_refused_and_not_written_to() -> N
     for name, kind, what in (
         ("letters.txt", StorageError, "not a data directory"),
         ("log-0000000000000001", Corrupt, "identity is missing"),
+        ("raft-log-0000000000000001", Corrupt, "identity is missing"),
+        ("table", Corrupt, "identity is missing"),
     ):
         storage = SimStorage(random.Random(0))
         await storage.lock()
@@ -121,6 +123,48 @@ async def test_a_directory_of_somebody_else_is_refused_and_not_written_to() -> N
             async with open_directory(storage, random.Random(0)):
                 pass
         assert storage.names() == [name]
+
+
+async def test_a_cluster_is_adopted_once_and_nothing_written_before_is_lost() -> None:
+    """A new directory may wait for its cluster; what it wrote before and after is read back under the id that it adopted."""
+    storage = SimStorage(random.Random(0))
+    for cluster_id in (NO_CLUSTER, b"c" * 16, b"c" * 16):
+        async with open_directory(storage, random.Random(0), segment_bytes=SMALL, without_cluster=True) as directory:
+            loaded = await load(directory)
+            if cluster_id != NO_CLUSTER:
+                await directory.adopt_cluster(cluster_id)
+                await directory.adopt_cluster(cluster_id)
+            seq = len(loaded.sequence()) + 1
+            await directory.log.append([Record(1, directory.identity.boot_no, seq, 1, bytes(600))])
+            await directory.snapshot([Block(1, 1, 1, seq, b"state")])
+            assert directory.identity.cluster_id == cluster_id
+        storage = storage.crash()
+    async with open_directory(storage, random.Random(0), segment_bytes=SMALL, without_cluster=True) as directory:
+        assert directory.identity.cluster_id == b"c" * 16
+        assert len((await load(directory)).sequence()) == 3
+        with pytest.raises(AssertionError, match="for ever"):
+            await directory.adopt_cluster(b"d" * 16)
+
+
+async def test_a_directory_that_drew_its_cluster_stays_readable_for_older_versions() -> None:
+    """Without peers nothing about the identity file is new, and asking to wait for a cluster changes nothing for a known directory."""
+    storage = SimStorage(random.Random(0))
+    await reload(storage)
+    async with open_directory(storage, random.Random(0), segment_bytes=SMALL, without_cluster=True) as directory:
+        assert directory.identity.cluster_id != NO_CLUSTER
+    assert b"format 1\n" in storage.contents("identity")
+
+
+async def test_a_full_disk_leaves_the_identity_as_it_was() -> None:
+    """An adoption that finds no space has not happened, and can be repeated."""
+    storage = SimStorage(random.Random(0))
+    async with open_directory(storage, random.Random(0), segment_bytes=SMALL, without_cluster=True) as directory:
+        storage.capacity_bytes = storage.used_bytes
+        with pytest.raises(NoSpace):
+            await directory.adopt_cluster(b"c" * 16)
+        assert directory.identity.cluster_id == NO_CLUSTER
+        storage.capacity_bytes = None
+        await directory.adopt_cluster(b"c" * 16)
 
 
 async def test_leftovers_of_a_first_start_and_of_the_file_system_do_not_matter() -> None:
@@ -135,12 +179,12 @@ async def test_leftovers_of_a_first_start_and_of_the_file_system_do_not_matter()
 
 async def test_a_newer_format_and_a_damaged_identity_are_refused() -> None:
     """Each with one line that says what to do."""
-    for old, new, kind in ((b"format 1", b"format 2", FormatTooNew), (b"boot_no 1", b"boot_no 7", Corrupt)):
+    for old, new, kind in ((b"format 1", b"format 3", FormatTooNew), (b"boot_no 1", b"boot_no 7", Corrupt)):
         storage = SimStorage(random.Random(0))
         await reload(storage)
         file = await storage.open("identity")
         await file.write(0, storage.contents("identity").replace(old, new))
-        with pytest.raises(kind, match=r"identity|format 2") as caught:
+        with pytest.raises(kind, match=r"identity|format 3") as caught:
             await reload(storage)
         assert "\n" not in str(caught.value)
 

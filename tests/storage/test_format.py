@@ -168,12 +168,29 @@ def test_an_identity_says_which_version_wrote_it() -> None:
     """Damage, a foreign file and a newer version are three different answers."""
     data = encode_identity(OURS)
     assert decode_identity(data) == OURS
-    with pytest.raises(NewerFormat, match="format 2"):
-        decode_identity(data.replace(b"format 1", b"format 2") + b"and what nobody knows yet")
+    with pytest.raises(NewerFormat, match="format 3"):
+        decode_identity(data.replace(b"format 1", b"format 3") + b"and what nobody knows yet")
+    with pytest.raises(FormatError, match="damaged"):
+        decode_identity(data.replace(b"format 1", b"format 2"))
     with pytest.raises(FormatError, match="damaged"):
         decode_identity(data.replace(b"boot_no 7", b"boot_no 8"))
     with pytest.raises(FormatError, match="not an identity"):
         decode_identity(b"[settings]\n")
+
+
+def test_what_files_are_sealed_with_does_not_change_when_a_cluster_is_adopted() -> None:
+    """A directory made without a cluster is of format 2 for ever and seals with zeros; one of format 1 is written as it always was."""
+    young = Identity(bytes(16), bytes(range(16, 32)), 1, True)
+    joined = young._replace(cluster_id=bytes(range(16)), boot_no=7)
+    for identity in (young, joined):
+        assert encode_identity(identity).startswith(b"govern data directory\nformat 2\n")
+        assert decode_identity(encode_identity(identity)) == identity
+    assert batch_seed(young, 3) == batch_seed(joined, 3) != batch_seed(OURS, 3)
+    assert check_segment_header(encode_segment_header(young, 3), joined, 3)
+    assert snapshots.decode_header(snapshots.encode_header(young, Kept(1, Position(1, 4096, 1, 0))), joined).number == 1
+    assert encode_identity(OURS).startswith(b"govern data directory\nformat 1\n")
+    with pytest.raises(FormatError, match="data directory"):
+        check_segment_header(encode_segment_header(OURS, 3), joined, 3)
 
 
 def test_a_segment_header_says_whose_it_is() -> None:
