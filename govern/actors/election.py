@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import trio
 
@@ -56,6 +56,7 @@ from .mail import (
     RaftMail,
     Written,
 )
+from .metadata_log import MetadataLog
 from .runtime import Mailbox
 
 ENTRIES_PER_MAIL: Final = 256
@@ -63,25 +64,6 @@ RETRY_SECONDS: Final = 1.0
 CHANGES_WAITING_MAX: Final = 16
 
 _log = logging.getLogger(__name__)
-
-
-class MetadataLog(Protocol):
-    """Where a candidate keeps its part of the metadata log: a disk, or in memory mode nothing at all."""
-
-    async def load(self) -> tuple[HardState, Snapshot, list[Entry]] | None:
-        """What was durable; None when no log was begun yet. Raises `Corrupt`."""
-
-    async def begin(self, hard: HardState, snapshot: Snapshot, entries: list[Entry]) -> None:
-        """Begin the log with this, durably."""
-
-    async def write(self, write: Write) -> None:
-        """Make one batch durable. Raises `NoSpace`, and nothing was written, or `StorageFailed`."""
-
-    async def save_snapshot(self, snapshot: Snapshot, hard: HardState, entries: list[Entry]) -> None:
-        """Keep this snapshot and the entries behind it instead of all that was before."""
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """The background work of the log, for ever."""
 
 
 class Election:
@@ -111,6 +93,7 @@ class Election:
         self._write: Write | None = None
         self._to_save: Snapshot | None = None
         self._told: tuple[int, Member | None, bool] | None = None
+        self._heard: tuple[int, int] | None = None  # another node that leads or led, and when it was heard last
         self._changes: deque[tuple[int, int, ChangeMembers]] = deque()  # index and term of the entry, and who asked
 
     # --- what others may look at --------------------------------------------------------------------------------------------
@@ -146,14 +129,18 @@ class Election:
         """Take part in elections until cancelled. Raises `Corrupt` when the log is damaged, `StorageFailed` when the disk fails (B3)."""
         known = await self._log.load()
         if known is not None:
-            self._make_core(*known)
+            hard, snapshot, entries = known
+            self._make_core(hard, snapshot, entries)
+            await self._manager_mailbox.put(Installed(snapshot.meta.index, snapshot.state))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._log.run)
+            await nursery.start(self._log.run)
             nursery.start_soon(self._write_batches)
             task_status.started()
+            if self.core is not None and self.core.membership.voters == (self._me,):
+                self.core.campaign(self._now_us())  # there is nobody whose lead could be disturbed
             await self._serve()
 
-    def _make_core(self, hard: HardState, snapshot: Snapshot, entries: list[Entry]) -> None:
+    def _make_core(self, hard: HardState, snapshot: Snapshot, entries: Sequence[Entry]) -> None:
         self.core = RaftCore(
             self._me,
             hard=hard,
@@ -192,6 +179,8 @@ class Election:
             _log.debug("no metadata log was begun yet: %s is dropped", type(mail).__name__)
         elif isinstance(mail, RaftMail):
             core.step(mail.message, now_us)
+            if core.leader == mail.message.sender:
+                self._heard = (mail.message.sender.node_id, now_us)
         elif isinstance(mail, Written):
             pass  # what it means was told to the rules when the disk said so; this mail only wakes the loop
         elif isinstance(mail, Propose):
@@ -207,7 +196,7 @@ class Election:
     async def _begin(self, mail: Form | Join) -> None:
         """Begin the log; durable before anybody hears of it. A second wish for the same is nothing: the log is there."""
         if self.core is None:
-            hard, entries = HardState(), []
+            hard, entries = HardState(), list[Entry]()
             snapshot = Snapshot(SnapshotMeta(0, 0, Membership()), b"")
             if isinstance(mail, Form):
                 hard = HardState(1, None, mail.base)
@@ -287,7 +276,7 @@ class Election:
             self._told = now
             if core.ready_to_serve:
                 _log.info("this node is the controller, term %d", core.term)
-            await tell(Led(*now))
+            await tell(Led(*now, self._heard))
 
     async def _settle_changes(self, core: RaftCore) -> None:
         """Answer for changes that are committed, or that cannot be any more because this leadership has ended."""
@@ -331,12 +320,10 @@ class Election:
                 await trio.sleep(RETRY_SECONDS)
 
     async def _save(self) -> None:
-        """Keep a snapshot. No batch is under way, so what the rules hold is what the disk has."""
-        assert self.core is not None
         snapshot, self._to_save = self._to_save, None
         assert snapshot is not None
         try:
-            await self._log.save_snapshot(snapshot, self.core.hard_state, self.core.entries_behind(snapshot.meta.index))
+            await self._log.save_snapshot(snapshot)
         except NoSpace as error:
             _log.warning("no snapshot of the metadata was written, the log is kept instead: %s", error)
         self._writing.set()  # a batch may have come meanwhile

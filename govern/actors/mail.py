@@ -168,11 +168,13 @@ class Installed:
 
 @attrs.frozen(eq=False)
 class Led:
-    """Who leads has changed: `leader` is None while nobody is known. `serving`: this node leads, and its first entry is committed."""
+    """Who leads has changed: `leader` is None while nobody is known. `serving`: this node leads, and its first entry is committed.
+    `previous`: another node that led before, and when it was heard last, in microseconds of trio's clock."""
 
     term: int
     leader: Member | None
     serving: bool
+    previous: tuple[int, int] | None
 
 
 @attrs.frozen(eq=False)

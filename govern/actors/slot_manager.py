@@ -30,13 +30,13 @@ import trio
 from ..core.bootstrap import Adopt, Bootstrap
 from ..core.controller import Controller
 from ..core.dispatch import Identity
-from ..core.meta import ClusterInit, MetaState, Record
+from ..core.meta import ClusterInit, MetaState
 from ..core.ownership import Ownership
 from ..core.raft.types import DATA
 from ..core.standing import Health, Standing
 from ..core.table import EMPTY, Table, TableReader, apply
 from ..environment import Clock, Random
-from ..errors import RemoteProtocolError
+from ..errors import NoSpace, RemoteProtocolError
 from ..messages import Message
 from ..peer_messages import (
     AskController,
@@ -83,6 +83,8 @@ COMPACT_BYTES: Final = 16 * 1024 * 1024
 TABLE_ASK_SECONDS: Final = 0.5
 """A table that was asked for and did not come is asked for again after so long."""
 
+RETRY_SECONDS: Final = 1.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -96,11 +98,11 @@ class ClusterFiles(Protocol):
     async def load(self) -> tuple[bytes, Table] | None:
         """The cluster and the table that were kept last; None when none ever was. Raises `Corrupt`."""
 
-    async def keep(self, cluster_id: bytes, table: Table) -> None:
-        """Keep this table, durably."""
+    async def keep(self, cluster_id: bytes, table: Table) -> bool:
+        """Keep this table, durably; False when there is no space."""
 
     async def adopt(self, cluster_id: bytes) -> None:
-        """Belong to this cluster from now on, durably."""
+        """Belong to this cluster from now on, durably. Raises `NoSpace`."""
 
 
 class Links(Protocol):
@@ -159,6 +161,8 @@ class SlotManager:
         self.standing: Standing | None = None
         self.controller: Controller | None = None
         self.meta = MetaState()
+        self.acting = trio.Event()
+        """Set once this node acts for any slot."""
         self.bootstrap = Bootstrap(myself.member, myself.initial, files.cluster_id)
         self.leader: int | None = None
         """The node that leads, as far as is known here."""
@@ -245,7 +249,7 @@ class SlotManager:
         while self._local:
             self._receive(self._myself.node_id, self._local.popleft(), now_us)
         if self.controller is not None:
-            self._propose(self.controller.take_proposals())
+            self._propose(self.controller)
 
     def _take(self, mail: ManagerMail, now_us: int) -> None:
         match mail:
@@ -330,23 +334,36 @@ class SlotManager:
 
     async def _write_files(self) -> None:
         """The task that writes: what leads into a cluster, and the table when it is newer than the one kept (G1, G3)."""
-        is_forming = False
         while True:
             await self._to_write.wait()
             self._to_write = trio.Event()
-            if self._adopting is not None:
-                await self._files.keep(self._adopting, self._ownership.table)
-                await self._files.adopt(self._adopting)
-                self._note_adopted(self._adopting)
-            elif self._forming is not None and not is_forming:
-                is_forming = True
-                cluster_id, voters = self._forming
-                await self._files.keep(cluster_id, EMPTY)
-                await self._election_mailbox.put(Form(0, voters, ClusterInit(cluster_id).pack()))
-            table = self._ownership.table
-            if self.bootstrap.has_cluster and table.version > self._kept_version:
-                await self._files.keep(self.cluster_id, table)
-                self._kept_version = table.version
+            try:
+                has_written = await self._write_what_is_new()
+            except NoSpace:
+                has_written = False
+            if not has_written:
+                _log.warning("there is no space on the disk to keep what is new of the cluster: trying again")
+                await trio.sleep(RETRY_SECONDS)
+                self._to_write.set()
+
+    async def _write_what_is_new(self) -> bool:
+        keep = self._files.keep
+        if self._adopting is not None:
+            if not await keep(self._adopting, self._ownership.table):
+                return False
+            await self._files.adopt(self._adopting)
+            self._note_adopted(self._adopting)
+        elif self._forming is not None and not self.bootstrap.has_cluster:
+            cluster_id, voters = self._forming
+            if not await keep(cluster_id, EMPTY):
+                return False
+            await self._election_mailbox.put(Form(0, voters, ClusterInit(cluster_id).pack()))
+        table = self._ownership.table
+        if self.bootstrap.has_cluster and table.version > self._kept_version:
+            if not await keep(self.cluster_id, table):
+                return False
+            self._kept_version = table.version
+        return True
 
     def _note_adopted(self, cluster_id: bytes) -> None:
         self._adopting = None
@@ -370,15 +387,13 @@ class SlotManager:
     def _apply(self, entries: Sequence[Entry], now_us: int) -> None:
         for entry in entries:
             if entry.kind == DATA:
-                self.meta.apply(entry.index, entry.data)
+                record = self.meta.apply(entry.index, entry.data)
+                if self.controller is not None:
+                    self.controller.applied(record, now_us)
             self._entries_since += 1
             self._bytes_since += len(entry.data)
         last = entries[-1].index
         self._follow(self.meta.table)
-        if self.controller is not None:
-            self.controller.applied(last, now_us)
-            self._send_answers()
-        self._administration.applied(self)
         if self._entries_since >= COMPACT_ENTRIES or self._bytes_since >= COMPACT_BYTES:
             try:
                 self._election_mailbox.post(Compact(last, self.meta.pack()))
@@ -391,6 +406,8 @@ class SlotManager:
         base = self._ownership.table.version
         if not self._ownership.take(table):
             return
+        if self._ownership.acting_count:
+            self.acting.set()
         self._to_write.set()
         self._set_peers()
         for node_id, hello in self._linked.items():
@@ -401,24 +418,23 @@ class SlotManager:
         for page in self._ownership.pages(known):
             self.deliver(node_id, TablePart(*attrs.astuple(page, recurse=False)))
 
-    def _propose(self, records: Sequence[Record]) -> None:
+    def _propose(self, controller: Controller) -> None:
+        records = controller.take_proposals()
         if not records:
             return
         try:
             self._election_mailbox.post(Propose([record.pack() for record in records]))
         except MailboxFull:
-            _log.warning("the election is busy: %d records are lost, and will be decided again", len(records))
-
-    def propose(self, records: Sequence[Record]) -> None:
-        """Ask the log for records that an operator's word led to."""
-        self._propose(records)
+            for record in records:
+                controller.withdraw(record)
 
     def _note_leader(self, led: Led, now_us: int) -> None:
         self.leader = None if led.leader is None else led.leader.node_id
         if not led.serving:
             self.controller = None
         elif self.controller is None:
-            self.controller = Controller(self.meta, self._myself.member, now_us, self._myself.initial or (self._myself.node_id,))
+            configured = self._myself.initial or (self._myself.node_id,)
+            self.controller = Controller(self.meta, self._myself.member, now_us, configured, previous=led.previous)
         self._administration.leader_changed(self)
 
     # --- messages -----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Final
 from ..messages import PAGE_ITEMS_MAX, TableRows
 from ..peer_messages import Member
 from .slots import SLOT_COUNT
+from .standing import runs_of
 from .table import EMPTY, Table, TableChange, TableNode, difference, node_rows, run_rows, whole
 
 TABLES_KEPT: Final = 64
@@ -63,13 +64,10 @@ class Ownership:
         self.table = table
         terms = [0] * SLOT_COUNT
         count = 0
-        myself = table.node(self.me.node_id)
-        if myself is not None and self.is_registered:
-            for run in table.runs:
-                if run.primary == self.me.node_id and run.term > myself.registered_at:  # O1
-                    length = run.last - run.first + 1
-                    terms[run.first : run.last + 1] = [run.term] * length
-                    count += length
+        for run in runs_of(table, self.me, self.boot_no):  # O1
+            length = run.last - run.first + 1
+            terms[run.first : run.last + 1] = [run.term] * length
+            count += length
         assert all(new >= old for new, old in zip(terms, self.terms, strict=True) if new and old), "a term went back"  # O2
         self.terms, self.acting_count = terms, count
         return True

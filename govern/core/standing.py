@@ -164,6 +164,11 @@ class Standing:
         self._sent.clear()
         self._send_us = now_us
 
+    @property
+    def lease_until_us(self) -> int:
+        """Until when the lease holds, on the clock that counts suspended time; 0 without one."""
+        return self._lease_until_us if self.is_registered else 0
+
     def fresh(self, boot_us: int) -> bool:
         """Whether the lease holds: nobody else has this node's slots now."""
         self._see(boot_us)

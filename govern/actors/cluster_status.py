@@ -1,0 +1,100 @@
+"""What a node says of its cluster in `status`: who decides, who could, and what does not work, one line each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.ownership import Ownership
+from ..core.raft.types import Membership
+from .election import Election
+from .slot_manager import Links, SlotManager
+
+
+class ClusterStatus:
+    """A look at the actors that belong to the cluster; it keeps nothing."""
+
+    def __init__(self, *, node_id: int, ownership: Ownership, manager: SlotManager, election: Election | None, links: Links) -> None:
+        self._node_id = node_id
+        self._ownership = ownership
+        self._manager = manager
+        self._election = election
+        self._links = links
+
+    @property
+    def _membership(self) -> Membership:
+        return Membership() if self._election is None else self._election.membership
+
+    def fields(self) -> dict[str, Any]:
+        """The part of `status --json` that is about the cluster."""
+        return {
+            "role": self._role(),
+            "controller": self._manager.leader,
+            "term": 0 if self._election is None else self._election.term,
+            "table_version": self._ownership.table.version,
+            "slots": self._ownership.acting_count,
+            "candidates": self._candidates(),
+            "links": sorted(self._links.peers()),
+        }
+
+    def _role(self) -> str:
+        if self._manager.controller is not None:
+            return "controller"
+        is_voter = any(member.node_id == self._node_id for member in self._membership.voters)
+        return "candidate" if is_voter else "node"
+
+    def _candidates(self) -> list[dict[str, Any]]:
+        """The members of the metadata log as far as this node knows them; `reachable` from here."""
+        linked = self._links.peers()
+        membership = self._membership
+        return [
+            {
+                "node_id": member.node_id,
+                "voter": member in membership.voters,
+                "reachable": member.node_id == self._node_id
+                or (member.node_id in linked and linked[member.node_id].disk_id == member.disk_id),
+            }
+            for member in membership.members
+        ]
+
+    def degraded(self, is_fresh: bool) -> list[str]:
+        """What does not work."""
+        manager = self._manager
+        waiting = manager.bootstrap.waiting
+        if waiting is not None:
+            return [waiting]
+        if not manager.bootstrap.has_cluster:
+            return ["the cluster is being formed"]
+        texts = []
+        if manager.leader is None:
+            texts.append(self._no_controller())
+        elif manager.standing is None or not manager.standing.is_registered:
+            refusal = None if manager.standing is None else manager.standing.refusal
+            texts.append(
+                f"the controller refuses this node: {refusal}" if refusal else "this node is not registered with the controller yet"
+            )
+        elif not is_fresh:
+            texts.append(f"no lease: the controller, node {manager.leader}, does not answer; nothing expires, and reads are marked stale")
+        return texts + self._about_the_table()
+
+    def _no_controller(self) -> str:
+        voters = [candidate for candidate in self._candidates() if candidate["voter"]]
+        effect = "everything registered stays and can be read and changed, nothing expires, no node is replaced"
+        if not voters:
+            return f"no controller is known, and no candidate can be reached: {effect}"
+        missing = [str(candidate["node_id"]) for candidate in voters if not candidate["reachable"]]
+        if not missing:
+            return f"no controller: an election is under way; until then {effect}"
+        names = f"candidate{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        return f"no controller: {names} of {len(voters)} cannot be reached; until a majority is back {effect}"
+
+    def _about_the_table(self) -> list[str]:
+        manager, table = self._manager, self._ownership.table
+        if manager.controller is not None:
+            return manager.controller.degraded()
+        if manager.meta.version >= table.version and table.version:
+            return manager.meta.degraded()
+        return [
+            f"node {node.node_id} is down; {table.primaries(node.node_id)} slots are unavailable"
+            for node in table.nodes
+            if node.state != "up" and node.node_id != self._node_id
+        ]
