@@ -214,12 +214,11 @@ class InstallSnapshot(RaftMessage):
 
 @attrs.frozen
 class SnapshotAnswer(RaftMessage):
-    """The piece up to `offset` has arrived; with `installed` the whole is durable."""
+    """Everything up to `offset` has arrived. That the whole is durable, an `AppendAnswer` says."""
 
     TYPE: ClassVar[int] = 117
     index: int = _field(checks.number)
     offset: int = _field(checks.number)
-    installed: bool = _field(checks.flag)
     round: int = _field(checks.number)
 
 

@@ -196,8 +196,8 @@ class Administration:
         if verb == "promote":
             found = [member for member in membership.learners if member.node_id == node_id] or found
         if verb == "transfer" and node_id == 0:
-            others = [standing for standing in self._election.progress() if standing.voter and standing.member.node_id != self._node_id]
-            found = [standing.member for standing in sorted(others, key=lambda standing: (standing.recent, standing.match))][-1:]
+            others = [progress for progress in self._election.progress() if progress.voter and progress.member.node_id != self._node_id]
+            found = [progress.member for progress in sorted(others, key=lambda progress: (progress.recent, progress.match))][-1:]
         if not found:
             name = "no other voter" if node_id == 0 else f"node {node_id} is not a member"
             known = ", ".join(str(member.node_id) for member in membership.members)
@@ -232,12 +232,12 @@ class Administration:
             rows.append({**row, "voter": is_voter})
         members = [
             {
-                "node_id": standing.member.node_id,
-                "disk_id": standing.member.disk_id.hex(),
-                "voter": standing.voter,
-                "match": standing.match,
-                "recent": standing.recent,
+                "node_id": progress.member.node_id,
+                "disk_id": progress.member.disk_id.hex(),
+                "voter": progress.voter,
+                "match": progress.match,
+                "recent": progress.recent,
             }
-            for standing in self._election.progress()
+            for progress in self._election.progress()
         ]
         return {"nodes": rows, "members": members, "controller": self._node_id, "term": self._election.term}

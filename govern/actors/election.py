@@ -30,7 +30,7 @@ from ..core.raft.types import (
     NotLeader,
     Snapshot,
     SnapshotMeta,
-    Standing,
+    MemberProgress,
     Timing,
     Write,
 )
@@ -119,7 +119,7 @@ class Election:
         """Whether no other leader can have been elected yet (rule R7)."""
         return self.core is not None and self.core.ready_to_serve and self.core.has_lease(now_us)
 
-    def progress(self) -> list[Standing]:
+    def progress(self) -> list[MemberProgress]:
         """What a leader knows of the candidates; nothing on others."""
         return [] if self.core is None else self.core.progress()
 
@@ -186,8 +186,9 @@ class Election:
         elif isinstance(mail, Propose):
             self._propose(core, mail, now_us)
         elif isinstance(mail, Compact):
-            self._to_save = core.compact(mail.state, mail.index)
-            self._writing.set()
+            if core.may_compact and self._to_save is None:
+                self._to_save = core.compact(mail.state, mail.index)
+                self._writing.set()
         elif isinstance(mail, ChangeMembers):
             await self._change(core, mail, now_us)
         else:

@@ -209,7 +209,7 @@ class Node:
                 run=self._manager.run,
                 restart=Restart.VITAL,
                 grace_seconds=1.0,
-                mailboxes=[self._manager_mailbox, self._election_mailbox],
+                mailboxes=[self._manager_mailbox],
             ),
             Child(name="peer_connector", run=self._peers.run, restart=Restart.PERMANENT, grace_seconds=1.0),
             Child(
@@ -224,7 +224,8 @@ class Node:
     def _election_children(self) -> list[Child]:
         if self._election is None:
             return []
-        return [Child(name="election", run=self._election.run, restart=Restart.VITAL, grace_seconds=1.0)]
+        run, mailboxes = self._election.run, [self._election_mailbox]
+        return [Child(name="election", run=run, restart=Restart.VITAL, grace_seconds=1.0, mailboxes=mailboxes)]
 
     # --- between the actors -------------------------------------------------------------------------------------------------
 

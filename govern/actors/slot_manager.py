@@ -292,7 +292,8 @@ class SlotManager:
             self.controller.tick(now_us)
             self._send_answers()
         if self.standing is not None:
-            self.standing.candidates(self._whom_to_ask(), self.leader, now_us)
+            is_deciding = self.leader != self._myself.node_id or self.controller is not None
+            self.standing.candidates(self._whom_to_ask(), self.leader if is_deciding else None, now_us)
             self.standing.tick(now_us, boot_us, self._health())
             for node_id, message in self.standing.take_messages():
                 self.deliver(node_id, message)

@@ -244,7 +244,7 @@ class Dispatch:
         number, request_id = raw[0], raw[1]
         try:
             message = build_message(raw)
-            answer = None
+            answer: Message | None = None
             if number in _READS or number in _WRITES:
                 answer = self._elsewhere(message.service, number in _WRITES)  # type: ignore[attr-defined]
             if answer is None:

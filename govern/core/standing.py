@@ -101,7 +101,8 @@ class Standing:
     def candidates(self, linked: Sequence[int], leader: int | None, now_us: int) -> None:
         """Whom it may ask now: the candidates that can be reached, oneself among them for a candidate, and who leads, if known. Called
         whenever one of that changes."""
-        came, self._order, self._leader = self._target not in linked, tuple(linked), leader
+        came = self._target not in linked or (leader is not None and leader != self._leader and not self.is_registered)
+        self._order, self._leader = tuple(linked), leader
         self._avoided = {node_id: until_us for node_id, until_us in self._avoided.items() if node_id in linked}
         before = self._target
         self._choose(now_us)
