@@ -185,7 +185,8 @@ class Append(RaftMessage):
 
 @attrs.frozen
 class AppendAnswer(RaftMessage):
-    """`index` is how far the log agrees and is durable when `ok`; else the last index that may agree, with its term."""
+    """`index` is how far the log agrees and is durable when `ok`; else the last index that may agree, with its term. Two answers may come
+    to one Append: that it arrived, and later that it is durable."""
 
     TYPE: ClassVar[int] = 115
     ok: bool = _field(checks.flag)
@@ -211,12 +212,11 @@ class InstallSnapshot(RaftMessage):
 
 @attrs.frozen
 class SnapshotAnswer(RaftMessage):
-    """The piece up to `offset` has arrived; with `installed` the whole is durable."""
+    """Everything up to `offset` has arrived. That the whole is durable, an `AppendAnswer` says."""
 
     TYPE: ClassVar[int] = 117
     index: int = _field(checks.number)
     offset: int = _field(checks.number)
-    installed: bool = _field(checks.flag)
     round: int = _field(checks.number)
 
 

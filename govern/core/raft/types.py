@@ -126,7 +126,7 @@ class Timing:
     heartbeat_us: int = 200_000
 
 
-class Standing(NamedTuple):
+class MemberProgress(NamedTuple):
     """What a leader knows of one member: how far its log certainly agrees and is durable, and whether it was heard lately."""
 
     member: Member
