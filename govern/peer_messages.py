@@ -188,7 +188,8 @@ class Append(RaftMessage):
 
 @attrs.frozen
 class AppendAnswer(RaftMessage):
-    """`index` is how far the log agrees and is durable when `ok`; else the last index that may agree, with its term."""
+    """`index` is how far the log agrees and is durable when `ok`; else the last index that may agree, with its term. Two answers may come
+    to one Append: that it arrived, and later that it is durable."""
 
     TYPE: ClassVar[int] = 115
     ok: bool = _field(checks.flag)

@@ -1,7 +1,8 @@
 """What all tests share: the `--rewrite` option, and hypothesis without luck.
 
-`pytest --rewrite` writes the kept data below `tests/data/` afresh instead of comparing with it. Use it when a format was changed on
-purpose, and read the difference before committing it: golden bytes that change break every older version on the wire or on the disk.
+`pytest --rewrite` writes the kept data below `tests/data/` afresh instead of comparing with it: golden bytes, and the outputs in
+transcripts (`datadriven.py`). Use it when a format or a rule was changed on purpose, and read the difference before committing it:
+golden bytes that change break every older version on the wire or on the disk.
 
 Hypothesis draws the same examples in every run, and measures no time: a test that fails once fails always.
 """

@@ -131,5 +131,17 @@ class Brake:
         left = (HOLD_US - (self._judged_us - self.engaged_us)) / 1e6
         return f"{what}: {len(self._held)} are held for {left:.0f} s at most, then a fifth of them expires each second"
 
+    def validate(self) -> None:
+        """Assert that it holds somebody only while it is engaged, and that what it remembers of time is in order."""
+        if self.engaged_us is None:
+            assert not self._held, self
+            assert not self.releasing
+            assert self._rate == self._credit_us == 0
+        else:
+            assert self.engaged_us <= self._judged_us
+            assert bool(self._rate) <= self.releasing  # a rate is of a release
+        assert all(silent.final and silent.session is session for session, silent in self._held.items())
+        assert list(self._passed.values()) == sorted(self._passed.values())
+
     def __repr__(self) -> str:
         return f"<Brake {self.reason or 'open'}>"

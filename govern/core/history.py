@@ -137,3 +137,12 @@ class History:
         """When these sessions came and went; oldest first."""
         wanted = dict.fromkeys(session_ids)
         return [event for event in self._connections if event[5] in wanted]
+
+    def validate(self) -> None:
+        """Assert H1, and H2: every event has a place of its own, in order."""
+        for ring in (self._instances, self._connections):
+            assert len(ring) <= EVENTS_MAX
+            places = [event[0] for event in ring]
+            assert places == sorted(places)
+        assert len({event[0] for event in (*self._instances, *self._connections)}) == len(self)
+        assert self._count >= len(self)

@@ -123,6 +123,15 @@ class Gate:
             if not of_host:
                 del self._by_host[link.peer]
 
+    def validate(self) -> None:
+        """Assert the limits of K1, and that both indexes name the same strangers in the same order."""
+        assert len(self._strangers) <= self._limits.handshakes_max
+        for host, of_host in self._by_host.items():
+            assert 0 < len(of_host) <= self._limits.handshakes_per_host_max, host
+            assert list(of_host) == [link for link in self._strangers if link.peer == host], host
+        assert sum(map(len, self._by_host.values())) == len(self._strangers)
+        assert not any(link.greeted for link in self._strangers)
+
 
 def overdue(link: Link, now_us: int, limits: Limits) -> str | None:
     """Why this link has to be closed now, or None (K1, K2, K3)."""

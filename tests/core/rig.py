@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from govern.core.dispatch import Dispatch, Identity
+from govern.core.entries import Op
 from govern.core.history import History
 from govern.core.limits import Limits
 from govern.core.links import Gate, Link
@@ -82,6 +83,9 @@ class Rig:
             disk_full=lambda: self.disk_full,
         )
         self.request_id = 0
+        self.term = 1
+        self.log: list[tuple[int, int, int, Op]] = []
+        """What `commit` has made durable: slot, term, seq and the operation."""
 
     def link(self, session_id: bytes | None = None, attempt: int = 1) -> Link:
         """A new connection; with a session id it has said Hello already."""
@@ -122,7 +126,8 @@ class Rig:
         """The store commits the oldest writes; the sessions are told, and the subscribers."""
         writes = self.dispatch.writes[:count]
         del self.dispatch.writes[:count]
-        numbered = [(write, self.shard.number(write.op, 1)) for write in writes]
+        numbered = [(write, self.shard.number(write.op, self.term)) for write in writes]
+        self.log.extend((*number, write.op) for write, number in numbered)
         results = [(write, self.shard.apply(*number, write.op)) for write, number in numbered]
         _, changed = self.dispatch.finish(results)
         for _ in self.subscriptions.publish(changed, self.dispatch.now_us):
@@ -133,7 +138,7 @@ class Rig:
     def refuse(self) -> None:
         """The log takes nothing."""
         writes, self.dispatch.writes[:] = list(self.dispatch.writes), []
-        slots = [self.shard.number(write.op, 1)[0] for write in writes]
+        slots = [self.shard.number(write.op, self.term)[0] for write in writes]
         self.shard.unnumber(dict.fromkeys(slots))
         self.dispatch.finish([(write, Outcome(Refused("disk_full", "full", 1000))) for write in writes])
         self.validate()

@@ -576,8 +576,8 @@ class RaftCore:
             snapshot, self.commit, answer = self._following.install(message, self.commit)
             if snapshot is not None:
                 self._installed = snapshot
-        if self.log.is_blank:
-            self.applied = self.commit  # F4: there is nothing before the beginning
+        if self._installed is None:
+            self.applied = max(self.applied, self.log.snapshot.meta.index)  # F4: there is nothing before the beginning
         if answer is not None:
             self._send_durable(answer)
 

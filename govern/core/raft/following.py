@@ -83,8 +83,9 @@ class Following:
         self.round = max(self.round, message.round)
         if message.index <= commit or self._log.term_of(message.index) == message.index_term:
             self._incoming = None
-            self.agreed = max(self.agreed, message.index)
-            return None, max(commit, message.index), self.accept(message.sender)
+            commit = max(commit, message.index)
+            self.agreed = max(self.agreed, commit)  # F3
+            return None, commit, self.accept(message.sender)
         if self._incoming is None or not self._incoming.is_of(message):
             try:
                 self._incoming = Incoming(message, Membership.of(message.voters, message.learners))

@@ -1,0 +1,660 @@
+"""Candidates without any trio, joined by a heap of single messages.
+
+    python -m tests.core.raft.heap --runs 20000 --jobs 2
+    python -m tests.core.raft.heap --seed N --verbose
+
+Each seed first draws what may go wrong at all: loss, repetition, very old messages, links that break in one direction or both, crashes
+with a write outstanding (done or not), slow and hanging disks, disks that are lost, clocks that differ, compaction, changes of the
+membership, hand-overs. Then everything is healed and must come to rest. A write of `begin_write` is durable as a whole some time later;
+what was not is gone after a crash.
+
+Checked at every event, of the candidate that it touched:
+
+C1  One leader per term.
+C2  An (index, term) names one entry with one predecessor, wherever it appears.
+C3  What is committed is in the log of every later leader.
+C4  One vote per member and term, counted from the disks.
+C5  The commit index of a life never goes back; what is handed out is committed; what a leader commits is on the disks of a majority.
+C6  A leader has at most one change of the membership uncommitted; committed memberships that follow each other differ by one voter at most.
+C7  No message speaks of anything that is not on the sender's disk.
+C8  All hand out the same entries, and snapshots are of their fold.
+C9  While one has the lease there is no leader of a later term.
+C10 The index of a read is not lower than what was committed when it was asked for.
+C11 (at the end) One leads, everybody has everything, and new proposals are committed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import multiprocessing
+import random
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+from unittest.mock import patch
+
+import attrs
+
+from govern.core.raft import core as core_module
+from govern.core.raft import leading as leading_module
+from govern.core.raft.core import RaftCore, Role
+from govern.core.raft.membership import majority
+from govern.core.raft.types import (
+    VOTERS,
+    ChangeRefused,
+    HardState,
+    Membership,
+    NotLeader,
+    Timing,
+    Write,
+)
+from govern.errors import Overloaded
+from govern.peer_messages import AppendAnswer, Entry, Member, PreVote, PreVoteAnswer, RaftMessage, Vote, VoteAnswer
+
+from .disk import Disk
+from .words import describe, describe_write
+
+FAULT_SECONDS: Final = 5.0
+HEALING_SECONDS: Final = 12.0
+TIMING: Final = Timing()
+
+
+@contextmanager
+def small_bounds() -> Iterator[None]:
+    """Snapshots of several pieces, and logs that are soon too short: without that no run would see either."""
+    with patch.object(leading_module, "SNAPSHOT_CHUNK_BYTES", 8), patch.object(core_module, "KEEP_BEHIND", 3):
+        yield
+
+
+@attrs.define(eq=False)
+class Place:
+    """Where a node runs: its disk, its clock, and its core while it lives."""
+
+    node_id: int
+    member: Member
+    disk: Disk
+    rate: float
+    offset: float
+    core: RaftCore | None = None
+    life: int = 0
+    writing: Write | None = None
+    next_tick: float = 0.0
+    commit: int = 0
+    applied: int = 0
+    digest: int = 0
+    role: Role = Role.FOLLOWER
+    voted: tuple[int, Member | None] = (0, None)
+    reads: dict[object, int] = attrs.field(factory=dict)
+
+    def clock(self, now: float) -> int:
+        """Its own time."""
+        return int((self.offset + now * self.rate) * 1e6)
+
+
+@attrs.frozen
+class Plan:
+    """What may go wrong in a run."""
+
+    loss: float
+    repeats: float
+    delay: float
+    old: float
+    breaks: float
+    crashes: float
+    slow_disk: float
+    hangs: float
+    wipes: float
+    changes: float
+    transfers: float
+    compaction: float
+
+    @classmethod
+    def draw(cls, chance: random.Random) -> Plan:
+        """Each fault exists in some runs only: too many at once hide each other."""
+
+        def sometimes(share: float, *values: float) -> float:
+            return chance.choice(values) if chance.random() < share else 0.0
+
+        return cls(
+            loss=sometimes(0.5, 0.02, 0.1, 0.3),
+            repeats=sometimes(0.4, 0.05, 0.3),
+            delay=chance.choice((0.002, 0.01, 0.05)),
+            old=sometimes(0.4, 0.01, 0.1),
+            breaks=sometimes(0.6, 0.5, 2.0),
+            crashes=sometimes(0.6, 0.3, 1.5),
+            slow_disk=chance.choice((0.001, 0.01, 0.1)),
+            hangs=sometimes(0.3, 0.02, 0.2),
+            wipes=sometimes(0.3, 0.5),
+            changes=sometimes(0.5, 1.0, 4.0),
+            transfers=sometimes(0.3, 0.5, 2.0),
+            compaction=sometimes(0.5, 0.1, 0.5),
+        )
+
+
+class Run:
+    """One run of a seed."""
+
+    make_core: Callable[..., RaftCore] = RaftCore
+
+    def __init__(self, seed: int, tell: Callable[[str], None] | None = None) -> None:
+        self.now = 0.0
+        self.chance = random.Random(seed)
+        self.plan = Plan.draw(self.chance)
+        self.steps = self.proposed = self.crashes = self.wipes = self.changes = self.reads = self.installs = self.transfers = 0
+        self.healed_after = 0.0
+        self.term_max = 0
+        self._tell = tell
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._pushed = 0
+        self._leaders: dict[int, Member] = {}  # C1
+        self._known: dict[tuple[int, int], tuple[int, Entry]] = {}  # C2
+        self._committed: dict[int, Entry] = {}  # C3, C8
+        self._committed_last = 0
+        self._digests: dict[int, int] = {}  # C8
+        self._memberships: list[Membership] = []  # C6
+        self._votes: dict[tuple[Member, int], Member] = {}  # C4
+        self._disks: dict[Member, Disk] = {}  # also of those that are lost: they had what they had (C5)
+        self._lost: list[Member] = []
+        self._broken: dict[tuple[int, int], float] = {}  # until when nothing goes from one to the other
+        self._healed = False
+        self._token = 0
+        self.places = [self._make_place(node_id) for node_id in range(1, self.chance.randint(1, 5) + 1)]
+        self._bootstrap()
+
+    # --- time -------------------------------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Something happened."""
+        if self._tell is not None:
+            self._tell(f"{self.now:9.4f}  {text}")
+
+    def after(self, seconds: float, action: Callable[..., None], *args: object) -> None:
+        """Let something happen later."""
+        self._pushed += 1
+        heapq.heappush(self._heap, (self.now + seconds, self._pushed, action, args))
+
+    def play(self) -> None:
+        """Faults, healing, judgement."""
+        with small_bounds():
+            for act, rate in (
+                (self._propose, 8.0),
+                (self._ask, 3.0),
+                (self._break_link, self.plan.breaks),
+                (self._crash_somebody, self.plan.crashes),
+                (self._wipe_somebody, self.plan.wipes),
+                (self._change_something, self.plan.changes),
+                (self._hand_over, self.plan.transfers),
+            ):
+                if rate:
+                    self.after(self.chance.expovariate(rate), self._repeat, act, rate)
+            self._go_on(FAULT_SECONDS)
+            self._heal()
+            last_said = None
+            while self.now < FAULT_SECONDS + HEALING_SECONDS:
+                self._go_on(self.now + 0.2)
+                last_said = self._find_unconverged()
+                if last_said is None:
+                    break
+            self.healed_after = self.now - FAULT_SECONDS
+            assert last_said is None, f"C11: {last_said}"
+            self._compare_logs()
+
+    def _go_on(self, until: float) -> None:
+        while self._heap and self._heap[0][0] < until:
+            self.now, _, action, args = heapq.heappop(self._heap)
+            action(*args)
+            self.steps += 1
+        self.now = until
+
+    def _repeat(self, act: Callable[[], None], rate: float) -> None:
+        if not self._healed:
+            act()
+            self.after(self.chance.expovariate(rate), self._repeat, act, rate)
+
+    # --- candidates -------------------------------------------------------------------------------------------------------------
+
+    def _make_place(self, node_id: int) -> Place:
+        disk = Disk()
+        member = Member(node_id, b"1".ljust(16, b"\0"))
+        self._disks[member] = disk
+        return Place(node_id, member, disk, self.chance.uniform(0.9, 1.1), self.chance.uniform(0.0, 100.0))
+
+    def _bootstrap(self) -> None:
+        """The first candidate's log names the first voters; nobody else has anything."""
+        first = self.places[0]
+        voters = tuple(place.member for place in self.places[: self.chance.randint(1, len(self.places))])
+        base = self.chance.choice((0, 3))
+        first.disk = self._disks[first.member] = Disk(base)
+        entry = Entry(base + 1, 1, VOTERS, Membership(voters).pack())
+        first.disk.write(Write(HardState(1, None, 0), (entry,), None))
+        self._memberships.append(Membership(voters))
+        self._known[base + 1, 1] = (0, entry)
+        self._committed_last = base
+        self._digests[base] = 0
+        for place in self.places:
+            self._start(place)
+        assert first.core is not None
+        first.core.campaign(first.clock(self.now))
+        self._look(first)
+
+    def _start(self, place: Place) -> None:
+        """A new life, with what is on the disk."""
+        disk = place.disk
+        place.life += 1
+        place.writing, place.reads, place.role = None, {}, Role.FOLLOWER
+        place.core = self.make_core(
+            place.member,
+            hard=disk.hard,
+            snapshot=disk.snapshot,
+            entries=list(disk.entries),
+            timing=TIMING,
+            random=self.chance,
+            now_us=place.clock(self.now),
+        )
+        place.commit, place.applied = place.core.commit, place.core.applied
+        place.digest = self._digests.get(place.applied, 0)
+        place.next_tick = float("inf")
+        self.say(f"> {place.core!r} lives")
+        self._look(place)
+
+    def _stop(self, place: Place) -> None:
+        """The end of a life; an outstanding write is done or not."""
+        if place.writing is not None and self.chance.random() < 0.5:
+            self._make_durable(place, place.writing)
+        place.core = place.writing = None
+        place.life += 1
+
+    def _tick(self, place: Place, life: int, at: float) -> None:
+        if place.life == life and place.core is not None and place.next_tick == at:
+            place.next_tick = float("inf")
+            now_us = place.clock(self.now)
+            if now_us >= place.core.deadline_us:
+                place.core.tick(now_us)
+            self._look(place)
+
+    def _arrive(self, place: Place, message: RaftMessage) -> None:
+        if place.core is not None:
+            if self._tell is not None:
+                self.say(f"{message.sender.node_id} > {place.node_id}  {describe(message)}")
+            place.core.step(message, place.clock(self.now))
+            self._look(place)
+
+    def _written(self, place: Place, life: int) -> None:
+        if place.life != life or place.core is None:
+            return
+        assert place.writing is not None
+        write, place.writing = place.writing, None
+        self._make_durable(place, write)
+        place.core.end_write(place.clock(self.now))
+        self._look(place)
+
+    def _make_durable(self, place: Place, write: Write) -> None:
+        self.say(f"# {place.node_id} has written {describe_write(write)}")
+        place.disk.write(write)
+        if write.hard is not None and write.hard.voted_for is not None:  # C4
+            before = self._votes.setdefault((place.member, write.hard.term), write.hard.voted_for)
+            assert before == write.hard.voted_for, f"C4: {place.member} votes for {before} and {write.hard.voted_for}: {write.hard}"
+
+    # --- what a candidate has done ----------------------------------------------------------------------------------------------
+
+    def _look(self, place: Place) -> None:
+        """After every event: judge, send, write, apply, wait."""
+        core = place.core
+        assert core is not None
+        if self.steps % 4 == 0:
+            core.validate()
+        self._judge(place, core)
+        for message in core.take_messages():
+            self._judge_message(place, core, message)
+            self._send(place, message)
+        for token, index in core.take_reads():
+            committed = place.reads.pop(token)
+            assert index >= committed, f"C10: a read at {core!r} gets {index}, {committed} was committed when it was asked for"
+            self.reads += 1
+        for token in core.take_failed_reads():
+            del place.reads[token]
+        self._apply(place, core)
+        if place.writing is None:
+            place.writing = core.begin_write()
+            if place.writing is not None:
+                hangs = not self._healed and self.chance.random() < self.plan.hangs
+                seconds = self.chance.uniform(0.5, 3.0) if hangs else self.chance.expovariate(1 / self.plan.slow_disk)
+                self.after(min(seconds, 0.3) if self._healed else seconds, self._written, place, place.life)
+        at = self.now + max(0.0, (core.deadline_us - place.clock(self.now)) / 1e6 / place.rate) + 1e-6
+        if at < place.next_tick - 1e-5 or place.next_tick < self.now:
+            place.next_tick = at
+            self.after(at - self.now, self._tick, place, place.life, at)
+
+    def _judge(self, place: Place, core: RaftCore) -> None:
+        if core.role is not place.role:
+            place.role = core.role
+            self.say(f"= {core!r}")
+            if core.role is Role.LEADER:
+                self._judge_leader(place, core)
+        if core.role is Role.LEADER and core.term < self.term_max:
+            assert not core.has_lease(place.clock(self.now)), f"C9: {core!r} has the lease in term {self.term_max}"
+        assert core.commit >= place.commit, f"C5: {core!r} went back from {place.commit}"
+        if core.commit > place.commit:
+            self._judge_commit(place, core)
+
+    def _judge_leader(self, place: Place, core: RaftCore) -> None:
+        before = self._leaders.setdefault(core.term, place.member)
+        assert before == place.member, f"C1: {before} and {place.member} lead in term {core.term}"
+        self.term_max = max(self.term_max, core.term)
+        last = self._committed.get(self._committed_last)
+        if last is not None:
+            here = core.log.term_of(last.index)
+            assert here == last.term or core.log.snapshot.meta.index > last.index, f"C3: {core!r} leads without {last}"
+        for other in self.places:
+            if other.core is not None and other.core.role is Role.LEADER and other.core.term < core.term:
+                assert not other.core.has_lease(other.clock(self.now)), f"C9: {other.core!r} has the lease when {core!r} is elected"
+
+    def _judge_commit(self, place: Place, core: RaftCore) -> None:
+        if core.role is Role.LEADER:  # C5
+            term = core.log.term_of(core.commit)
+            assert term is not None
+            voters = core.membership.voters
+            count = sum(self._disks[voter].has(core.commit, term) for voter in voters)
+            assert count >= majority(len(voters)), f"C5: {core!r} commits what is on {count} of {len(voters)} disks"
+            pending = sum(entry.kind == VOTERS for entry in core.log.slice(core.commit + 1, core.log.last_index))
+            assert pending <= 1, f"C6: {core!r} has {pending} changes uncommitted"
+        for index in range(max(place.commit, core.log.base_index, self._committed_last) + 1, core.commit + 1):
+            self._commit(core.log.entry(index))
+        place.commit = core.commit
+
+    def _commit(self, entry: Entry) -> None:
+        """The first to know."""
+        assert entry.index == self._committed_last + 1, "C8: committed entries are dense"
+        self._committed[entry.index] = entry
+        self._digests[entry.index] = zlib.crc32(b"%d %d %d " % entry[:3] + entry.data, self._digests[self._committed_last])
+        self._committed_last = entry.index
+        if entry.kind == VOTERS:
+            before, after = self._memberships[-1].voters, Membership.unpack(entry.data).voters
+            different = [voter for voter in before + after if (voter in before) != (voter in after)]
+            assert len(different) <= 1, f"C6: {before} is followed by {after}"
+            self._memberships.append(Membership.unpack(entry.data))
+
+    def _judge_message(self, place: Place, core: RaftCore, message: RaftMessage) -> None:
+        """C7, and C2 of what a leader says."""
+        hard, disk = place.disk.hard, place.disk
+        if isinstance(message, PreVote) or (isinstance(message, PreVoteAnswer) and message.granted):
+            return
+        assert message.term <= hard.term, f"C7: {message} and the disk has {hard}"
+        if isinstance(message, Vote):
+            assert hard.term > message.term or hard.voted_for == place.member, f"C7: {message} and the disk has {hard}"
+        elif isinstance(message, VoteAnswer) and message.granted:
+            assert hard.term > message.term or hard.voted_for == message.to, f"C7: {message} and the disk has {hard}"
+        elif isinstance(message, AppendAnswer) and message.ok and message.index:
+            term = core.log.term_of(message.index)
+            assert term is not None, f"C7: {message} of {core!r}"
+            assert disk.has(message.index, term), f"C7: {message}, which is not on the disk"
+        for entry in getattr(message, "entries", ()):
+            before = core.log.term_of(entry.index - 1)
+            assert before is not None
+            known = self._known.setdefault((entry.index, entry.term), (before, entry))
+            assert known == (before, entry), f"C2: {(before, entry)} and {known}"
+
+    def _apply(self, place: Place, core: RaftCore) -> None:
+        """C8."""
+        installed = core.take_installed()
+        if installed is not None:
+            self.installs += 1
+            place.applied = installed.meta.index
+            place.digest = int(installed.state.decode())
+            assert place.digest == self._digests[place.applied], f"C8: {core!r} has a snapshot of something else"
+            at = [at for at, entry in self._committed.items() if at <= place.applied and entry.kind == VOTERS]
+            assert installed.meta.membership == Membership.unpack(self._committed[at[-1]].data), f"C6: {installed}"
+        for entry in core.take_committed(100):
+            assert entry.index > place.applied, f"C8: {entry} is handed out again"
+            place.applied = entry.index
+            assert entry == self._committed[entry.index], f"C8: {entry} was committed as {self._committed[entry.index]}"
+            place.digest = self._digests[entry.index]
+        if self.chance.random() < self.plan.compaction and core.may_compact and place.writing is None:
+            snapshot = core.compact(b"%040d" % place.digest, place.applied)
+            place.disk.save_snapshot(snapshot, *core.kept())
+            self.say(f"# {place.node_id} has compacted up to {place.applied}")
+
+    # --- the network ------------------------------------------------------------------------------------------------------------
+
+    def _send(self, place: Place, message: RaftMessage) -> None:
+        plan, chance = self.plan, self.chance
+        if message.to.node_id > len(self.places):
+            return
+        target = self.places[message.to.node_id - 1]
+        if self._broken and self._broken.get((place.node_id, target.node_id), 0.0) > self.now:
+            return
+        if self._healed:
+            self.after(chance.uniform(0.0005, 2 * plan.delay), self._arrive, target, message)
+            return
+        if plan.loss and chance.random() < plan.loss:
+            return
+        for _ in range(1 + (plan.repeats > 0 and chance.random() < plan.repeats)):
+            seconds = chance.expovariate(1 / plan.delay)
+            if plan.old and chance.random() < plan.old:
+                seconds = chance.uniform(0.1, 4.0)
+            self.after(seconds, self._arrive, target, message)
+
+    def _break_link(self) -> None:
+        """One direction of one link, both, or one candidate from all."""
+        ids = [place.node_id for place in self.places]
+        one, what, until = self.chance.choice(ids), self.chance.random(), self.now + self.chance.uniform(0.1, 3.0)
+        others = [self.chance.choice(ids)] if what < 0.6 else ids
+        for other in others:
+            if what < 0.3 or what >= 0.5:
+                self._broken[one, other] = until
+            if what >= 0.3:
+                self._broken[other, one] = until
+        self.say(f"! {one} is cut off from {others} until {until:.4f} ({what:.2f})")
+
+    # --- what people and machines do --------------------------------------------------------------------------------------------
+
+    def _leader(self) -> Place | None:
+        """One that believes to lead, if any does."""
+        leaders = [place for place in self.places if place.core is not None and place.core.role is Role.LEADER]
+        return self.chance.choice(leaders) if leaders else None
+
+    def _propose(self) -> None:
+        place = self._leader()
+        if place is not None and place.core is not None:
+            for _ in range(self.chance.choice((1, 1, 1, 3))):
+                self.proposed += 1
+                try:
+                    place.core.propose(b"%d" % self.proposed, place.clock(self.now))
+                except Overloaded as error:
+                    self.say(f"? {place.node_id}: {error}")
+            self._look(place)
+
+    def _ask(self) -> None:
+        place = self.chance.choice(self.places)
+        if place.core is not None:
+            self._token += 1
+            try:
+                place.core.read(self._token, place.clock(self.now))
+            except NotLeader:
+                return
+            place.reads[self._token] = self._committed_last
+            self._look(place)
+
+    def _crash_somebody(self) -> None:
+        place = self.chance.choice(self.places)
+        if place.core is not None:
+            self.crashes += 1
+            self.say(f"! {place.node_id} dies")
+            self._stop(place)
+            self.after(self.chance.choice((0.0, 0.05, 1.0, 2.0)), self._come_back, place, place.life)
+
+    def _come_back(self, place: Place, life: int) -> None:
+        if place.life == life:
+            self._start(place)
+
+    def _wipe_somebody(self) -> None:
+        """A disk is lost, and its node comes back as somebody else; never so many that nobody could ever lead again."""
+        place = self.chance.choice(self.places)
+        lost = [*self._lost, place.member]
+        memberships = [other.core.membership for other in self.places if other.core is not None]
+        memberships += [View(other.disk).membership for other in self.places]
+        if not self._committed:
+            return  # nobody else may know who the voters are
+        if any(sum(voter not in lost for voter in each.voters) < majority(len(each.voters)) for each in memberships if each.voters):
+            return
+        self.wipes += 1
+        self._lost.append(place.member)
+        if place.core is not None:
+            self._stop(place)
+        place.life += 1
+        self._replace_disk(place)
+        self.say(f"! the disk of {place.node_id} is lost")
+        self._start(place)
+
+    def _replace_disk(self, place: Place) -> None:
+        place.member = Member(place.node_id, (b"%d" % (self.wipes + 1)).ljust(16, b"\0"))
+        place.disk = self._disks[place.member] = Disk()
+
+    def _change_something(self) -> None:
+        """As an operator would, who looks at who is there; or not quite so."""
+        place = self._leader()
+        if place is None or place.core is None:
+            return
+        core, now_us = place.core, place.clock(self.now)
+        member = self.chance.choice([other.member for other in self.places] + list(core.membership.members))
+        rest = [voter for voter in core.membership.voters if voter != member]
+        if member in core.membership.learners and member in self._lost:
+            return  # for a moment it seems to be there: a voter that is never heard again could be one too many
+        if sum(voter not in self._lost for voter in rest) < majority(len(rest)):
+            return
+        try:
+            if member in core.membership.learners and self.chance.random() < 0.8:
+                core.promote(member, now_us)
+            elif member in core.membership.members:
+                core.remove(member, now_us)
+            else:
+                core.add_learner(member, now_us)
+        except (ChangeRefused, Overloaded) as error:
+            self.say(f"? {place.node_id}: {error}")
+            return
+        self.changes += 1
+        self.say(f"* {place.node_id}: {core.membership}")
+        self._look(place)
+
+    def _hand_over(self) -> None:
+        place = self._leader()
+        if place is None or place.core is None:
+            return
+        try:
+            place.core.transfer(self.chance.choice(self.places).member, place.clock(self.now))
+        except ChangeRefused as error:
+            self.say(f"? {place.node_id}: {error}")
+            return
+        self.transfers += 1
+        self._look(place)
+
+    def _heal(self) -> None:
+        """No more faults, and everybody lives."""
+        self.say("--- healed")
+        self._healed = True
+        self._broken.clear()
+        for place in self.places:
+            if place.core is None:
+                self._start(place)
+        self._propose_at = 0
+
+    def _find_unconverged(self) -> str | None:
+        """C11: the first thing that is not as it should be."""
+        leaders = [place.core for place in self.places if place.core is not None and place.core.role is Role.LEADER]
+        if len(leaders) != 1:
+            return f"{leaders} lead"
+        core = leaders[0]
+        if not core.ready_to_serve:
+            return f"{core!r} is not ready"
+        if self._propose_at != core.term:  # the last word, once in each leadership
+            self._propose_at = core.term
+            place = self.places[core.me.node_id - 1]
+            if core.last_index - core.commit < 100:
+                try:
+                    core.propose(b"last", place.clock(self.now))
+                except Overloaded as error:  # it is being handed over
+                    self._propose_at = 0
+                    return str(error)
+                self._look(place)
+            return "the last word is said"
+        for place in self.places:
+            other = place.core
+            assert other is not None
+            if place.member in core.membership.members and (other.commit, other.last_index) != (core.commit, core.commit):
+                return f"{other!r} is behind {core!r}"
+        return None if core.commit == core.last_index else f"{core!r} has not committed"
+
+    def _compare_logs(self) -> None:
+        """C2, C8, once more in full."""
+        for place in self.places:
+            core = place.core
+            assert core is not None
+            for index in range(core.log.base_index + 1, core.commit + 1):
+                assert core.log.entry(index) == self._committed[index], f"C8: {core!r} at {index}"
+
+
+class View:
+    """The membership in force on a disk."""
+
+    def __init__(self, disk: Disk) -> None:
+        found = [entry for entry in disk.entries if entry.kind == VOTERS and entry.index > disk.snapshot.meta.index]
+        self.membership = Membership.unpack(found[-1].data) if found else disk.snapshot.meta.membership
+
+
+def failure_of(seed: int, kind: type[Run] = Run) -> str | None:
+    """Run one seed; what broke, if anything did."""
+    try:
+        kind(seed).play()
+    except Exception as error:
+        return f"seed {seed}: {type(error).__name__}: {error}; again: python -m tests.core.raft.heap --seed {seed} --verbose"
+    return None
+
+
+COUNTED: Final = ("steps", "proposed", "reads", "crashes", "wipes", "changes", "transfers", "installs", "term_max", "healed_after")
+
+
+def summary_of(seed: int) -> tuple[str | None, tuple[float, ...]]:
+    """Run one seed; what broke, and what happened in it."""
+    run = Run(seed)
+    try:
+        run.play()
+    except Exception as error:
+        return f"seed {seed}: {type(error).__name__}: {error}; again: python -m tests.core.raft.heap --seed {seed} --verbose", ()
+    return None, tuple(float(getattr(run, name)) for name in COUNTED)
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.core.raft.heap", description="Candidates alone, message by message.")
+    parser.add_argument("--runs", type=int, default=1000, help="so many seeds (1000)")
+    parser.add_argument("--jobs", type=int, default=1, help="in so many processes (1)")
+    parser.add_argument("--seed", type=int, help="run this one only")
+    parser.add_argument("--verbose", action="store_true", help="with --seed: print what happens")
+    found = parser.parse_args()
+    if found.seed is not None:
+        run = Run(found.seed, print if found.verbose else None)
+        run.play()
+        print(f"{run.plan}\n" + ", ".join(f"{getattr(run, name):g} {name}" for name in COUNTED))
+        return 0
+    with multiprocessing.get_context("spawn").Pool(found.jobs) as pool:
+        from tests.core.raft.heap import summary_of as one  # under its own name: a pool cannot find `__main__`
+
+        failed, sums, most = 0, [0.0] * len(COUNTED), [0.0] * len(COUNTED)
+        for number, (failure, counts) in enumerate(pool.imap_unordered(one, range(found.runs), chunksize=50), 1):
+            if failure is not None:
+                failed += 1
+                print(failure, flush=True)
+            for at, count in enumerate(counts):
+                sums[at], most[at] = sums[at] + count, max(most[at], count)
+            if number % max(1, found.runs // 10) == 0:
+                print(f"{number}/{found.runs} runs, {failed} failed", file=sys.stderr, flush=True)
+    for name, total, largest in zip(COUNTED, sums, most, strict=True):
+        print(f"{name:>13}: {total / max(1, found.runs):10.2f} a run, at most {largest:g}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
