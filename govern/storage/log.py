@@ -38,7 +38,7 @@ from .format import (
     encode_segment_header,
     segment_name,
 )
-from .recovery import LogReader, list_segments
+from .recovery import SALVAGE, LogReader, list_segments
 
 if TYPE_CHECKING:
     from ..environment import File, Storage
@@ -96,12 +96,21 @@ class Log:
     _records: int = attrs.field(default=0, init=False)
 
     @classmethod
-    async def open(cls, storage: Storage, identity: Identity, position: Position = START, *, segment_bytes: int = SEGMENT_BYTES) -> Log:
-        """The log of a locked directory, to be read from `position` on. New segments get `segment_bytes`, a multiple of 512."""
+    async def open(
+        cls,
+        storage: Storage,
+        identity: Identity,
+        position: Position = START,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        remedy: str = SALVAGE,
+    ) -> Log:
+        """The log of a locked directory, to be read from `position` on. New segments get `segment_bytes`, a multiple of 512. `remedy` is
+        what a person can do about damage."""
         assert segment_bytes >= SEGMENT_BYTES_MIN
         assert segment_bytes % SECTOR == 0
         numbers = await list_segments(storage)
-        return cls(storage, identity, segment_bytes, LogReader(storage, identity, position, numbers), numbers)
+        return cls(storage, identity, segment_bytes, LogReader(storage, identity, position, numbers, remedy=remedy), numbers)
 
     def __repr__(self) -> str:
         state = "failed" if self._failure else "full" if self.full else "recovering" if self._file is None else "open"

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 SEGMENT_BYTES_MAX: Final = 256 << 20  # a longer file is none of ours; it is not read into memory
 _KEPT_MAX: Final = 3
+SALVAGE: Final = "`python -m govern --salvage` keeps them and sets the damaged segment aside"
 
 
 async def list_segments(storage: Storage) -> list[int]:
@@ -59,10 +60,11 @@ async def list_segments(storage: Storage) -> list[int]:
 class LogReader:
     """Reads records from `position` on; `position` moves with every batch and is at last the place for the next one.
 
-    `numbers` are the segments at or behind the start; `records` and `batches` count what was read; `notes` are lines for people.
+    `numbers` are the segments at or behind the start; `records` and `batches` count what was read; `notes` are lines for people, and
+    `remedy` is what they can do about damage.
     """
 
-    def __init__(self, storage: Storage, identity: Identity, position: Position, numbers: Sequence[int]) -> None:
+    def __init__(self, storage: Storage, identity: Identity, position: Position, numbers: Sequence[int], *, remedy: str = SALVAGE) -> None:
         self.position = position
         self.numbers = [number for number in numbers if number >= position.segment_no]
         self.records = 0
@@ -71,6 +73,7 @@ class LogReader:
         self.tail_truncated = False
         self._storage = storage
         self._identity = identity
+        self._remedy = remedy
         self._data: bytes | None = None
         self._kept: dict[int, bytes] = {}
         self._seed = 0
@@ -109,7 +112,7 @@ class LogReader:
         """The one line for damage at the present position."""
         return Corrupt(
             f"{self._storage.path(segment_name(self.position.segment_no))} {what} at byte {self.position.offset}; {self.records} records "
-            "before it are proven: `python -m govern --salvage` keeps them and sets the damaged segment aside"
+            f"before it are proven: {self._remedy}"
         )
 
     async def load(self, number: int) -> bytes:
