@@ -31,6 +31,10 @@ def begun(base: int = 7) -> RaftSaved:
     return RaftSaved(VoteState(1, None, base), RaftSnapshot(base, 0, (), (), b""), (Entry(base + 1, 1, 2, b"voters"),))
 
 
+BLANK = RaftSaved(VoteState(0, None, 0), RaftSnapshot(0, 0, (), (), b""), ())
+"""What a candidate begins with that waits to be added."""
+
+
 def shown(state: RaftSaved | None) -> str:
     """A state in one line, for people."""
     if state is None:
@@ -60,6 +64,9 @@ def behind(state: RaftSaved, snapshot: RaftSnapshot) -> RaftSaved:
 
 def put(state: RaftSaved, entry: Entry) -> RaftSaved:
     """The state with that entry in the place of what has its index and everything behind it."""
+    if state.snapshot.index == state.snapshot.term == 0 and not state.entries:
+        state = state._replace(snapshot=state.snapshot._replace(index=entry.index - 1))
+        state = state._replace(hard=state.hard._replace(commit=max(state.hard.commit, entry.index - 1)))
     return state._replace(entries=(*state.entries[: entry.index - state.snapshot.index - 1], entry))
 
 
@@ -92,6 +99,9 @@ def entries_behind(state: RaftSaved, chance: random.Random, index: int, term: in
 def draw_step(state: RaftSaved, chance: random.Random) -> Step:
     """A step that a Raft core could ask for: a vote, more entries, other entries, a later commit, a snapshot."""
     hard, last = state.hard, last_index(state)
+    if last == 0:
+        step = Step(VoteState(hard.term + 1, chance.choice((None, *MEMBERS)), 0), entries_behind(state, chance, 7, hard.term + 1))
+        return step if chance.random() < 0.7 else Step(step.hard)
     kind = chance.choice(("vote", "append", "append", "append", "replace", "commit", "install"))
     if kind == "vote":
         return Step(VoteState(hard.term + chance.randint(1, 3), chance.choice((None, *MEMBERS)), hard.commit))
