@@ -207,9 +207,9 @@ class RaftLog:
 
     async def _append(self, records: Sequence[Record]) -> None:
         assert self._log is not None
-        assert not self._interrupted, "after a cancelled write nobody knows what is in the log"
         if self._failure is not None:
             raise StorageFailed(str(self._failure)) from self._failure
+        assert not self._interrupted, "after a cancelled write nobody knows what is in the log"
         self._interrupted = True
         try:
             await self._log.append(records)
