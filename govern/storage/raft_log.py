@@ -115,6 +115,7 @@ class RaftLog:
             return None
         if mirror.hard is None:
             raise self._corrupt("the vote is missing")
+        snapshot = snapshot._replace(index=mirror.index)  # P3: it may be blank
         mirror.hard = mirror.hard._replace(commit=min(max(mirror.hard.commit, snapshot.index), mirror.last_index))
         if not mirror.confirmed:
             await self._append([installed_record(snapshot)])  # step 3, which the life that wrote the snapshot did not come to
@@ -147,17 +148,18 @@ class RaftLog:
     # --- writing ------------------------------------------------------------------------------------------------------------
 
     async def begin(self, snapshot: RaftSnapshot, hard: VoteState, entries: Sequence[Entry] = ()) -> None:
-        """Write the first log, all of it or nothing: the state it begins with, and the entries behind that.
+        """Write the first log, all of it or nothing: the state it begins with, and the entries behind that. A commit before that state
+        counts as its index. A candidate that waits to be added begins with nothing at index 0; its first entry may then have any index.
 
         Raises `NoSpace`: nothing has begun and it can be tried again. Raises `StorageFailed`: the node must end.
         """
         assert self._log is not None, "load first"
         assert self._mirror is None, "a log begins once"
         mirror = Replay(snapshot.index, snapshot.term)
-        mirror.hard = hard
         for entry in entries:
             mirror.put(entry)
-        assert snapshot.index <= hard.commit <= mirror.last_index
+        assert hard.commit <= mirror.last_index
+        mirror.hard = hard = hard._replace(commit=max(hard.commit, mirror.index))
         async with self._storing, self._appending:
             position = self._log.position
             await self._append([state_record(hard), *map(entry_record, entries)])
@@ -188,12 +190,13 @@ class RaftLog:
         first = entries[0].index if entries else mirror.last_index + 1
         last = entries[-1].index if entries else mirror.last_index
         assert mirror.hard is not None
-        assert mirror.hard.commit < first <= mirror.last_index + 1, f"entry {first} has no place in {mirror}"  # P1, P2
+        assert mirror.hard.commit < first, f"entry {first} would replace what is committed in {mirror}"  # P1
+        assert first <= mirror.last_index + 1 or mirror.is_blank, f"entry {first} does not follow in {mirror}"  # P2, P3
         assert [entry.index for entry in entries] == list(range(first, last + 1)), "entries must follow each other"
         assert all(len(entry.data) <= ENTRY_BYTES_MAX for entry in entries)
         records = [*records, *map(entry_record, entries)]
         if hard is not None:
-            hard = hard._replace(commit=max(mirror.index, min(hard.commit, last)))
+            hard = hard._replace(commit=max(first - 1 if mirror.is_blank else mirror.index, min(hard.commit, last)))
             early = hard._replace(commit=min(hard.commit, first - 1))  # L2
             records = [state_record(early), *records, *([state_record(hard)] if early != hard else [])]
         if records:
@@ -204,9 +207,9 @@ class RaftLog:
 
     async def _append(self, records: Sequence[Record]) -> None:
         assert self._log is not None
-        assert not self._interrupted, "after a cancelled write nobody knows what is in the log"
         if self._failure is not None:
             raise StorageFailed(str(self._failure)) from self._failure
+        assert not self._interrupted, "after a cancelled write nobody knows what is in the log"
         self._interrupted = True
         try:
             await self._log.append(records)

@@ -11,7 +11,8 @@
 P1  An ENTRY replaces the entry of its index and everything behind it: that is how a cut is recorded. Nothing committed is ever cut. A
     REPEATED cuts nothing, or a repetition of which a crash left only the beginning would cut off what it did not come to.
 P2  Indexes have no gaps. A snapshot, an INSTALLED or an entry that does not fit what came before means that something is missing.
-P3  Whatever the bytes are, they are records or `FormatError`.
+P3  A log that begins with nothing, not even an index, begins where its first entry says: that of a candidate which waits to be added.
+P4  Whatever the bytes are, they are records or `FormatError`.
 """
 
 from __future__ import annotations
@@ -137,6 +138,11 @@ class Replay:
         return f"<Replay {self.hard}, entries {self.index + 1}..{self.last_index}>"
 
     @property
+    def is_blank(self) -> bool:
+        """Whether nothing ever was in it (P3)."""
+        return self.index == self.term == 0 and not self.entries
+
+    @property
     def last_index(self) -> int:
         """The index of the last entry, or of the snapshot."""
         return self.index + len(self.entries)
@@ -166,7 +172,9 @@ class Replay:
             self.confirmed = True
 
     def put(self, entry: Entry) -> None:
-        """Take an entry in the place of that index and everything behind it (P1)."""
+        """Take an entry in the place of that index and everything behind it (P1, P3)."""
+        if self.is_blank and entry.index > 0:
+            self.index = entry.index - 1
         if not self.index < entry.index <= self.last_index + 1:
             raise FormatError(f"entry {entry.index} does not follow {self.last_index}")
         del self.entries[entry.index - self.index - 1 :]

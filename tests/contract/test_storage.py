@@ -14,6 +14,7 @@ import trio.testing
 
 from govern.errors import DirectoryInUse, NoSpace, StorageError, StorageFailed
 from govern.storage.files import DirectoryStorage
+from govern.storage.prefix import PrefixedStorage
 from govern.storage.sim import SimStorage
 
 if TYPE_CHECKING:
@@ -45,6 +46,38 @@ class SimulatedTwin:
 @pytest.fixture(params=["real", "simulated"])
 def twin(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> RealTwin | SimulatedTwin:
     return RealTwin(tmp_path) if request.param == "real" else SimulatedTwin()
+
+
+async def test_a_file_is_called_by_the_path_of_the_directory_and_its_name(twin: RealTwin | SimulatedTwin) -> None:
+    """`path` is for people: it needs no lock, and the file need not exist."""
+    assert twin.storage.path("a") == f"{twin.storage.name}/a"
+
+
+async def test_a_view_with_a_prefix_is_a_directory_of_its_own(twin: RealTwin | SimulatedTwin) -> None:
+    """Under the prefix a file is created, opened, renamed, listed and removed without its prefix; nothing else is seen or touched."""
+    view = PrefixedStorage(twin.storage, "raft-")
+    await twin.storage.lock()
+    await (await twin.storage.create("a", 1)).close()
+    file = await view.create("a", 3)
+    await file.write_durable(0, b"abc")
+    await file.close()
+    await view.sync_directory()
+    assert await view.list() == ["a"]
+    assert await twin.storage.list() == ["a", "raft-a"]
+    assert view.path("a") == f"{twin.storage.name}/raft-a"
+    assert view.name == twin.storage.name
+    await view.rename("a", "b")
+    file = await view.open("b")
+    assert await file.read(0, 9) == b"abc"
+    await file.close()
+    with pytest.raises(FileNotFoundError):
+        await view.open("a")
+    await view.remove("b")
+    assert await twin.storage.list() == ["a"]
+    for call in (view.lock, view.unlock):
+        with pytest.raises(AssertionError, match="whoever opened the directory"):
+            await call()
+    await twin.storage.unlock()
 
 
 async def test_a_created_file_is_zeros_of_the_size_asked(twin: RealTwin | SimulatedTwin) -> None:
