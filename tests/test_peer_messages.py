@@ -38,6 +38,9 @@ DISK: Final = TWO.disk_id
 CLUSTER: Final = b"the blue cluster"
 LIFE: Final = (2, DISK, 9)  # node, disk, boot
 
+APPEND: Final = peer_messages.Append(ONE, TWO, 5, 100, 4, 99, 77, (Entry(101, 5, 0, b""), Entry(102, 5, 1, b"record")))
+PIECE: Final = peer_messages.InstallSnapshot(ONE, TWO, 5, 90, 3, (ONE, TWO), (Member(3, DISK),), 262_144, True, 78, b"the state")
+
 EXAMPLES: Final[tuple[Message, ...]] = (
     peer_messages.PeerHello(1, CLUSTER, *LIFE, True, "10.0.0.2:7401", "10.0.0.2:7400", (1, 2, 3)),
     peer_messages.PeerRefused("cluster", "node 1 is of another cluster"),
@@ -47,9 +50,9 @@ EXAMPLES: Final[tuple[Message, ...]] = (
     peer_messages.PreVoteAnswer(TWO, ONE, 5, True),
     peer_messages.Vote(ONE, TWO, 5, 100, 4, False),
     peer_messages.VoteAnswer(TWO, ONE, 5, True),
-    peer_messages.Append(ONE, TWO, 5, 100, 4, 99, 77, (Entry(101, 5, 0, b""), Entry(102, 5, 1, b"record"))),
+    APPEND,
     peer_messages.AppendAnswer(TWO, ONE, 5, True, 102, 5, 77),
-    peer_messages.InstallSnapshot(ONE, TWO, 5, 90, 3, (ONE, TWO), (Member(3, DISK),), 262_144, True, 78, b"the state"),
+    PIECE,
     peer_messages.SnapshotAnswer(TWO, ONE, 5, 90, 262_153, True, 78),
     peer_messages.TimeoutNow(ONE, TWO, 5),
     peer_messages.NodeRegister(*LIFE, 1, "10.0.0.2:7400", "10.0.0.2:7401", True, False, False),
@@ -142,10 +145,10 @@ def test_the_words_of_clients_are_not_understood_between_nodes() -> None:
         (EXAMPLES[4], 0, [1], "a member must be"),
         (EXAMPLES[4], 0, [1, bytes(15)], "16 bytes"),
         (EXAMPLES[4], 0, ["1", bytes(16)], "a member must be"),
-        (EXAMPLES[8], 7, [[1, 2, 3]], "an entry must be"),
-        (EXAMPLES[8], 7, [[1, 2, 3, "text"]], "expected bytes"),
-        (EXAMPLES[8], 7, {}, "a list"),
-        (EXAMPLES[10], 5, [7], "a member must be"),
+        (APPEND, 7, [[1, 2, 3]], "an entry must be"),
+        (APPEND, 7, [[1, 2, 3, "text"]], "expected bytes"),
+        (APPEND, 7, {}, "a list"),
+        (PIECE, 5, [7], "a member must be"),
         (EXAMPLES[0], 8, [-1], "not negative"),
         (EXAMPLES[0], 2, True, "not negative"),
     ],
@@ -160,13 +163,13 @@ def test_a_value_of_a_wrong_form_is_refused(example: Message, index: int, value:
 
 def test_the_largest_pieces_fit_and_nothing_larger_is_sent() -> None:
     """A piece of a snapshot and a full Append fit into a frame; what no reader would take is refused before it is sent."""
-    piece = attrs.evolve(EXAMPLES[10], data=bytes(peer_messages.SNAPSHOT_CHUNK_BYTES))
+    piece = attrs.evolve(PIECE, data=bytes(peer_messages.SNAPSHOT_CHUNK_BYTES))
     assert decode(encode_peer(piece)[HEADER_BYTES:]) == piece
     entries = tuple(Entry(index, 5, 1, bytes(1024 * 1024)) for index in range(9))
-    full = attrs.evolve(EXAMPLES[8], entries=entries[:7])
+    full = attrs.evolve(APPEND, entries=entries[:7])
     assert decode(encode_peer(full)[HEADER_BYTES:]) == full
     with pytest.raises(LocalProtocolError, match="larger than the limit"):
-        encode_peer(attrs.evolve(EXAMPLES[8], entries=entries))
+        encode_peer(attrs.evolve(APPEND, entries=entries))
 
 
 @given(st.lists(st.integers(1, 300), max_size=20))
