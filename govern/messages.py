@@ -1,12 +1,7 @@
-"""The wire: one table of messages, and nothing on the wire that is not in it.
+"""The wire between clients and nodes: one table of messages (`govern.wire` says what a table is), and nothing else is said there.
 
-A frame is `u32 length (big endian) | msgpack array [type, request_id, fields…]`. The number of a type never changes its
-meaning; fields are only ever added at the end: a reader ignores fields it does not know and fills in the default for fields
-that are missing, so versions n and n-1 talk to each other.
-
-A message is a frozen attrs class. Each field names the check that turns the decoded msgpack value into the value of the
-field, and refuses everything else: any bytes at all lead to a message or to a `RemoteProtocolError`. Values of instances are the
-exception: what is wrong with *them* is told to the client as `Invalid`, and its connection lives on.
+What is wrong with the values of an *instance* is no error of the protocol: it is told to the client as `Invalid`, and its connection
+lives on.
 
 `request_id` is chosen by the client, greater than 0, and increases over the life of a *session*: a write that is repeated
 after a reconnect carries its old id, so the store recognises it. Answers carry the id of their request; pushes carry 0.
@@ -17,16 +12,19 @@ join them, so one change is encoded once however many read it.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Final
 
 import attrs
 import msgpack
 
 from . import checks
-from .errors import LocalProtocolError, RemoteProtocolError
+from .errors import LocalProtocolError
 from .model import LSN_ZERO, Lsn, ServiceKey
+from .wire import LENGTH, MessageTable
+from .wire import Message as Message
+from .wire import field as _field
+from .wire import frame as frame
 
 PROTOCOL_VERSION: Final = 1
 PROTOCOL_VERSION_MIN: Final = 1
@@ -36,24 +34,8 @@ FRAME_BYTES_MAX_TO_CLIENT: Final = 8 * 1024 * 1024
 PAGE_ITEMS_MAX: Final = 512
 """Long answers are cut into pages of this many items; every page but the last says `more`."""
 
-_ARRAY_ITEMS_MAX: Final = 1024
-_MAP_ITEMS_MAX: Final = 64
-_TEXT_BYTES_MAX: Final = 64 * 1024
-_LENGTH = struct.Struct(">I")
-
-
-def _field(check: Callable[[object], Any], **options: Any) -> Any:
-    return attrs.field(metadata={"check": check}, **options)
-
 
 # --- the messages -----------------------------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Message:
-    """The base of all messages; `TYPE` is the number on the wire."""
-
-    TYPE: ClassVar[int] = -1
 
 
 @attrs.frozen
@@ -426,9 +408,8 @@ class Administered(Message):
     result: dict[str, Any] = _field(checks.changes)
 
 
-MESSAGES: Final[dict[int, type[Message]]] = {
-    kind.TYPE: kind
-    for kind in (
+_TABLE: Final = MessageTable(
+    (
         Hello,
         HelloOk,
         Refused,
@@ -465,8 +446,13 @@ MESSAGES: Final[dict[int, type[Message]]] = {
         Moved,
         Administer,
         Administered,
-    )
-}
+    ),
+    items_max=1024,
+    entries_max=64,
+    text_bytes_max=64 * 1024,
+    binary_bytes_max=64 * 1024,
+)
+MESSAGES: Final = _TABLE.by_type
 TO_NODE: Final = frozenset(
     kind.TYPE
     for kind in (
@@ -492,43 +478,11 @@ TO_NODE: Final = frozenset(
 )
 TO_CLIENT: Final = frozenset(MESSAGES) - TO_NODE
 
-_CHECKS: Final = {number: tuple(field.metadata["check"] for field in attrs.fields(kind)) for number, kind in MESSAGES.items()}
-_NAMES: Final = {number: tuple(field.name for field in attrs.fields(kind)) for number, kind in MESSAGES.items()}
-
-
 # --- decoding ---------------------------------------------------------------------------------------------------------------
 
-
-def unpack_frame(payload: bytes | memoryview) -> list[Any]:
-    """One frame's payload as `[type, request_id, fields…]`, with every limit enforced while decoding; raises `RemoteProtocolError`."""
-    try:
-        raw = msgpack.unpackb(
-            payload,
-            strict_map_key=True,
-            raw=False,
-            max_array_len=_ARRAY_ITEMS_MAX,
-            max_map_len=_MAP_ITEMS_MAX,
-            max_str_len=_TEXT_BYTES_MAX,
-            max_bin_len=_TEXT_BYTES_MAX,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, RecursionError) as error:  # msgpack's own errors are all ValueErrors; TypeError: unhashable map key
-        raise RemoteProtocolError(f"not a msgpack frame: {type(error).__name__}") from error
-    if type(raw) is not list or len(raw) < 2 or type(raw[0]) is not int or type(raw[1]) is not int or not 0 <= raw[1] < 1 << 63:
-        raise RemoteProtocolError("a frame must be an array of a type, a request id and fields")
-    return raw
-
-
-def build_message(raw: list[Any]) -> Message:
-    """The message of an unpacked frame; raises `RemoteProtocolError`, or `Invalid` for names that break their rules."""
-    checks = _CHECKS.get(raw[0])
-    if checks is None:
-        raise RemoteProtocolError(f"unknown message type {raw[0]}")
-    kind = MESSAGES[raw[0]]
-    try:
-        return kind(*[check(value) for check, value in zip(checks, raw[2:], strict=False)])
-    except TypeError:
-        raise RemoteProtocolError(f"{kind.__name__} has too few fields") from None
+unpack_frame: Final = _TABLE.unpack
+build_message: Final = _TABLE.build
+"""Raises `RemoteProtocolError`, or `Invalid` for names that break their rules."""
 
 
 def decode(payload: bytes | memoryview) -> tuple[Message, int]:
@@ -540,17 +494,11 @@ def decode(payload: bytes | memoryview) -> tuple[Message, int]:
 # --- encoding ---------------------------------------------------------------------------------------------------------------
 
 
-def frame(payload: bytes) -> bytes:
-    """The payload with its length before it."""
-    return _LENGTH.pack(len(payload)) + payload
-
-
 def encode(message: Message, request_id: int = 0) -> bytes:
     """The whole frame of a message; raises `LocalProtocolError` when it would be larger than any reader accepts."""
-    number = message.TYPE
-    payload: bytes = msgpack.packb([number, request_id, *[getattr(message, name) for name in _NAMES[number]]])
+    payload = _TABLE.pack(message, request_id)
     if len(payload) > FRAME_BYTES_MAX_TO_NODE:  # rarely, so only then is it asked which limit it is
-        bytes_max = FRAME_BYTES_MAX_TO_NODE if number in TO_NODE else FRAME_BYTES_MAX_TO_CLIENT
+        bytes_max = FRAME_BYTES_MAX_TO_NODE if message.TYPE in TO_NODE else FRAME_BYTES_MAX_TO_CLIENT
         if len(payload) > bytes_max:
             raise LocalProtocolError(f"{type(message).__name__} of {len(payload)} bytes is larger than the limit of {bytes_max}")
     return frame(payload)
@@ -574,7 +522,7 @@ def pack_head(*values: object) -> bytes:
 def join_frame(type_number: int, request_id: int, field_count: int, body: bytes) -> bytes:
     """A frame whose fields are packed already."""
     head = bytes((0x90 | field_count + 2, type_number)) + msgpack.packb(request_id)  # a small array; a small number is its own byte
-    return b"".join((_LENGTH.pack(len(head) + len(body)), head, body))  # one copy: a view is tens of kilobytes
+    return b"".join((LENGTH.pack(len(head) + len(body)), head, body))  # one copy: a view is tens of kilobytes
 
 
 def view_bodies(service: ServiceKey, lsn: Lsn, fresh: bool, publics: Sequence[bytes]) -> list[bytes]:

@@ -1,23 +1,19 @@
 """What nodes say to each other: a table of messages of its own, so that no client can ever send one and no node mistakes a client's.
 
-The frame is that of `govern.messages`; the second element of the array is 0, for links have no request ids. Fields are only ever added
-at the end, with a default. The numbers start at 101.
-
-Every message is a frozen attrs class whose fields name the check that a decoded value must pass; any bytes at all lead to a message or to
-a `RemoteProtocolError`.
+The second element of each frame is 0, for links have no request ids. The numbers start at 101. Any bytes at all lead to a message or to a
+`RemoteProtocolError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Final, NamedTuple
 
 import attrs
-import msgpack
 
 from . import checks
 from .errors import LocalProtocolError, RemoteProtocolError
-from .messages import Message, frame
+from .wire import Message, MessageTable, frame
+from .wire import field as _field
 
 PEER_PROTOCOL_VERSION: Final = 1
 PEER_PROTOCOL_VERSION_MIN: Final = 1
@@ -27,8 +23,6 @@ SNAPSHOT_CHUNK_BYTES: Final = 256 * 1024
 """A snapshot travels in pieces of this size, so that heartbeats are never far behind it."""
 ENTRIES_BYTES_MAX: Final = 256 * 1024
 """About so much of the log goes into one Append."""
-_ITEMS_MAX: Final = 20_000
-_BYTES_MAX: Final = 1024 * 1024
 
 
 class Member(NamedTuple):
@@ -45,10 +39,6 @@ class Entry(NamedTuple):
     term: int
     kind: int
     data: bytes
-
-
-def _field(check: Callable[[object], Any], **options: Any) -> Any:
-    return attrs.field(metadata={"check": check}, **options)
 
 
 def _is_bytes(value: object) -> bytes:
@@ -347,9 +337,8 @@ class ControllerAnswer(Message):
     result: dict[str, Any] = _field(checks.changes)
 
 
-PEER_MESSAGES: Final[dict[int, type[Message]]] = {
-    kind.TYPE: kind
-    for kind in (
+_TABLE: Final = MessageTable(
+    (
         PeerHello,
         PeerRefused,
         Ping,
@@ -371,49 +360,22 @@ PEER_MESSAGES: Final[dict[int, type[Message]]] = {
         TablePart,
         AskController,
         ControllerAnswer,
-    )
-}
+    ),
+    items_max=20_000,
+    entries_max=1024,
+    text_bytes_max=64 * 1024,
+    binary_bytes_max=1024 * 1024,
+)
+PEER_MESSAGES: Final = _TABLE.by_type
 RAFT_MESSAGES: Final = tuple(kind for kind in PEER_MESSAGES.values() if issubclass(kind, RaftMessage))
 
-_CHECKS: Final = {number: tuple(field.metadata["check"] for field in attrs.fields(kind)) for number, kind in PEER_MESSAGES.items()}
-_NAMES: Final = {number: tuple(field.name for field in attrs.fields(kind)) for number, kind in PEER_MESSAGES.items()}
-
-
-def unpack_peer_frame(payload: bytes | memoryview) -> list[Any]:
-    """One frame's payload as `[type, 0, fields…]`, with every limit enforced while decoding; raises `RemoteProtocolError`."""
-    try:
-        raw = msgpack.unpackb(
-            payload,
-            strict_map_key=True,
-            raw=False,
-            max_array_len=_ITEMS_MAX,
-            max_map_len=1024,
-            max_str_len=64 * 1024,
-            max_bin_len=_BYTES_MAX,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, RecursionError) as error:
-        raise RemoteProtocolError(f"not a msgpack frame: {type(error).__name__}") from error
-    if type(raw) is not list or len(raw) < 2 or type(raw[0]) is not int:
-        raise RemoteProtocolError("a frame must be an array of a type, 0 and fields")
-    return raw
-
-
-def build_peer_message(raw: list[Any]) -> Message:
-    """The message of an unpacked frame; raises `RemoteProtocolError`."""
-    checks_of = _CHECKS.get(raw[0])
-    if checks_of is None:
-        raise RemoteProtocolError(f"unknown peer message type {raw[0]}")
-    kind = PEER_MESSAGES[raw[0]]
-    try:
-        return kind(*[check(value) for check, value in zip(checks_of, raw[2:], strict=False)])
-    except TypeError:
-        raise RemoteProtocolError(f"{kind.__name__} has too few fields") from None
+unpack_peer_frame: Final = _TABLE.unpack
+build_peer_message: Final = _TABLE.build
 
 
 def encode_peer(message: Message) -> bytes:
     """The whole frame of a message; raises `LocalProtocolError` when it would be larger than any reader accepts."""
-    payload: bytes = msgpack.packb([message.TYPE, 0, *[getattr(message, name) for name in _NAMES[message.TYPE]]])
+    payload = _TABLE.pack(message, 0)
     if len(payload) > FRAME_BYTES_MAX_PEER:
         raise LocalProtocolError(f"{type(message).__name__} of {len(payload)} bytes is larger than the limit of {FRAME_BYTES_MAX_PEER}")
     return frame(payload)

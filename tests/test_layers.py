@@ -37,6 +37,7 @@ NOT_FOR_CORE: Final = frozenset(("asyncio", "contextvars", "ctypes", "logging", 
 LOWER_FLOORS: Final = {  # floor: what it must never import
     "govern/model.py": ("govern.messages", "govern.core", "govern.actors", "govern.net", "govern.storage", "govern.client", "govern.cli"),
     "govern/messages.py": ("govern.core", "govern.actors", "govern.net", "govern.storage", "govern.client", "govern.cli"),
+    "govern/wire.py": ("govern.messages", "govern.peer_messages", "govern.model", "govern.core"),
     "govern/net/": ("govern.core", "govern.actors", "govern.storage", "govern.client", "govern.cli", "govern.environment"),
     "govern/storage/": ("govern.actors", "govern.net", "govern.client", "govern.cli"),
     "govern/client/": ("govern.actors", "govern.storage", "govern.cli"),

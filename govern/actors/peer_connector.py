@@ -70,8 +70,8 @@ class _Channel:
 
     link: PeerLink
     stream: trio.abc.HalfCloseableStream
-    silence: Silence
     scope: trio.CancelScope
+    silence: Silence = attrs.field(factory=Silence)
     reader: FrameReader = attrs.field(factory=lambda: FrameReader(FRAME_BYTES_MAX_PEER, unpack_peer_frame))
     waiting: list[bytes] = attrs.field(factory=list)
     unsent_messages: int = 0  # what waits, and what the socket has not yet taken (C3)
@@ -235,7 +235,7 @@ class PeerConnector:
 
     def _open(self, link: PeerLink, stream: trio.abc.HalfCloseableStream) -> _Channel:
         now = trio.current_time()
-        channel = _Channel(link, stream, Silence(now), trio.CancelScope(deadline=now + HANDSHAKE_SECONDS_MAX))
+        channel = _Channel(link, stream, trio.CancelScope(deadline=now + HANDSHAKE_SECONDS_MAX))
         self._channels[link] = channel
         channel.put(encode_peer(self._hello()))
         return channel
@@ -302,7 +302,7 @@ class PeerConnector:
     async def _watch(self, channel: _Channel) -> None:
         while True:
             await trio.sleep(TICK_SECONDS)
-            if channel.link.phase is Phase.UP and channel.silence.tick(trio.current_time()):
+            if channel.link.phase is Phase.UP and channel.silence.tick():
                 self._close(channel, "the other side is silent")
 
     # --- messages -----------------------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ class PeerConnector:
             self._close(self._channels[replaced], "a newer link replaces it")
         self._strangers.pop(channel, None)
         channel.scope.deadline = math.inf
-        channel.silence = Silence(trio.current_time())
+        channel.silence.heard()
         self._up[node_id] = channel
         self._links_made += 1
         channel.put(_PING)  # tells the smaller id that this is the link

@@ -43,10 +43,9 @@ STEADY_SECONDS: Final = 2.0
 """A link that was up for so long was a good one: the pauses start small again."""
 PING_SECONDS: Final = 0.5
 """Whoever has said nothing for so long says Ping."""
-SILENCE_SECONDS_MAX: Final = 2.0
-"""Four Pings that did not come: nobody is there."""
 TICK_SECONDS: Final = 0.2
-"""How often silence is measured; one tick counts at most twice that (P7)."""
+SILENT_TICKS_MAX: Final = 10
+"""Two seconds of silence, in ticks of this node: four Pings did not come, nobody is there. With less a node that stalls looks dead."""
 STRANGERS_MAX: Final = 1024
 """Links to nodes that are in no table yet. Only a few join at a time, but a table may be late."""
 COMPLAINT_SECONDS: Final = 60.0
@@ -130,15 +129,14 @@ class Peering:
     # --- whom to dial -------------------------------------------------------------------------------------------------------
 
     def set_peers(self, me: int, addresses: Mapping[int, str], now: float) -> None:
-        """Keep links to these nodes, oneself left out. A node that is not among them is dialled no more; a link that it has stays. One
-        whose address is new is dialled there at once."""
+        """Keep links to these nodes; oneself and those without an address are left out. A node that is not among them is dialled no more,
+        and a link that it has stays. One whose address is new is dialled there at once."""
+        wanted = {node_id: address for node_id, address in addresses.items() if address and node_id != me}
         for node_id in list(self._peers):
-            if node_id not in addresses:
+            if node_id not in wanted:
                 self._peers[node_id].address = ""
                 self._forget_unknown(node_id)
-        for node_id, address in addresses.items():
-            if node_id == me:
-                continue
+        for node_id, address in wanted.items():
             peer = self._peers.get(node_id)
             if peer is None:
                 peer = self._peers[node_id] = _Peer(alone_since=now)
@@ -310,22 +308,19 @@ def _is_known(cluster_id: bytes) -> bool:
 
 
 class Silence:
-    """How long the other side of one link has been silent, as lived (P7)."""
+    """How long the other side of one link has been silent, in ticks: a node that was stalled did not tick meanwhile (P7)."""
 
-    def __init__(self, now: float) -> None:
-        self.seconds = 0.0
-        self._ticked_at = now
+    def __init__(self) -> None:
+        self.ticks = 0
 
     def heard(self) -> None:
         """Something came."""
-        self.seconds = 0.0
+        self.ticks = 0
 
-    def tick(self, now: float) -> bool:
-        """Called every `TICK_SECONDS`; True when nobody is there any more. That is found at most `SILENCE_SECONDS_MAX` after the last
-        sign of life, and at least that less a tick."""
-        self.seconds += min(now - self._ticked_at, 2 * TICK_SECONDS)
-        self._ticked_at = now
-        return self.seconds > SILENCE_SECONDS_MAX - TICK_SECONDS / 2
+    def tick(self) -> bool:
+        """Called every `TICK_SECONDS`; True when nobody is there any more."""
+        self.ticks += 1
+        return self.ticks >= SILENT_TICKS_MAX
 
 
 class Complaints:
