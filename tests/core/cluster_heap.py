@@ -39,7 +39,7 @@ from govern.core.standing import Health, Standing
 from govern.core.table import EMPTY, SlotRun, Table, TableChange, apply
 from govern.peer_messages import Member, NodeHeartbeat, NodeHeartbeatOk, NodeRegister, NodeRegistered
 
-FAULT_SECONDS = 16.0
+FAULT_SECONDS = 14.0
 HEALING_SECONDS = 60.0
 ELECTION = 1.0
 RAFT_TICK = 0.1
@@ -73,6 +73,7 @@ class Process:
     mail: list[Callable[[], None]] = attrs.field(factory=list)
     answered: int = 0
     tick_at: float = -1.0
+    stop_seconds: float = 0.0  # with its next message it is stopped for so long
     acting: tuple[SlotRun, ...] = ()
     meta: MetaState | None = None
     heard_at: float = -100.0  # the last Append from a leader
@@ -115,6 +116,7 @@ class Run:
         self._packs: dict[int, bytes] = {}
         self._boots: dict[bytes, int] = {}
         self._calm = False
+        self._delay = self.chance.choice((0.02, 0.02, 0.3))
         self._leader: Leader | None = None  # the newest
         self.log: list[tuple[int, Record]] = [(1, ClusterInit(CLUSTER_ID))]
         self._index = 1
@@ -122,7 +124,7 @@ class Run:
         """The committed metadata."""
         self.truth.apply(1, self.log[0][1].pack())
         self.candidates = tuple(range(1, self.chance.choice((1, 3, 3, 3)) + 1))
-        self.node_ids = tuple(range(1, max(self.candidates) + self.chance.randint(0, 2) + 1))
+        self.node_ids = tuple(range(1, max(self.candidates) + self.chance.choice((0, 1, 1, 2)) + 1))
         self._volatile = [node_id for node_id in self.node_ids if node_id not in self.candidates and self.chance.random() < 0.3]
         self._machines = {node_id: (self.chance.randint(0, 10**9), self.chance.uniform(0.99, 1.01)) for node_id in self.node_ids}
         self._homes = {node_id: self._new_disk() for node_id in self.node_ids}
@@ -186,8 +188,10 @@ class Run:
 
     def _restored(self) -> MetaState:
         """The metadata of a candidate that starts: from a snapshot, then the log."""
-        index = self.chance.choice([0, *self._packs])
-        return MetaState.unpack(self._packs.get(index, b""))
+        data = self.chance.choice([b"", *list(self._packs.values())[-4:]])
+        meta = MetaState.unpack(data)
+        assert not data or meta.pack() == data, "K7: a snapshot gives another state"
+        return meta
 
     def _die(self, process: Process) -> None:
         self.say(f"! {process!r} dies")
@@ -228,17 +232,19 @@ class Run:
         reached = [node_id for node_id in self.candidates if node_id == process.node_id or not self._is_cut(process.node_id, node_id)]
         leader = process.follows.process.node_id if process.follows is not None else None
         now_us = self._us(process)
-        if process.tick_at <= self.now or tuple(reached) != process.standing._order:
-            process.standing.candidates(reached, leader, now_us)
+        process.standing.candidates(reached, leader, now_us)
         process.standing.tick(now_us, now_us, Health(table_version=process.table.version))
-        for to, message in process.standing.take_messages():
+        messages = process.standing.take_messages()
+        if messages and process.stop_seconds:
+            self._freeze(process, process.stop_seconds)
+            process.stop_seconds = 0.0
+        for to, message in messages:
             self._send(process.node_id, to, lambda candidate, message=message: self._forward(candidate, message))  # type: ignore[misc]
         if process.standing.newest_version > process.table.version and reached and self.chance.random() < 0.5:
             self._ask_table(process, self.chance.choice(reached))
         wait = max((process.standing.deadline_us - now_us) / 1e6 / process.rate, 0.001) + self.chance.random() * 0.01
-        if process.tick_at <= self.now or process.tick_at > self.now + wait:
-            process.tick_at = self.now + wait
-            self.after(wait, lambda: self._tick(process))
+        process.tick_at = at = self.now + wait
+        self.after(wait, lambda: self._tick(process) if process.tick_at == at else None)
 
     # --- messages ----------------------------------------------------------------------------------------------------------------
 
@@ -252,7 +258,7 @@ class Run:
             times = self.chance.choices((0, 1, 2), (0.03, 0.94, 0.03))[0]
         for _ in range(times):
             late = not self._calm and source != target and self.chance.random() < 0.05
-            delay = self.chance.uniform(0, 3.0 if late else 0.02)
+            delay = self.chance.uniform(0, 3.0 if late else 0.02 if self._calm else self._delay)
 
             def arrive() -> None:
                 if source == target or not self._is_cut(source, target):
@@ -399,7 +405,7 @@ class Run:
                 self._commit(leader)
             self._commit_soon(leader)
 
-        self.after(self.chance.uniform(0.001, 0.03), commit)
+        self.after(self.chance.uniform(0.001, 0.02 if self._calm else self._delay), commit)
 
     def _commit(self, leader: Leader) -> None:
         count = self.chance.randint(1, len(leader.pending))
@@ -528,8 +534,8 @@ class Run:
         if self._calm:
             return
         self.after(self.chance.expovariate(0.8), self._break_something)
-        fault = self.chance.choice((self._fault_crash, self._fault_crash, self._fault_freeze, self._fault_cut, self._fault_isolate, self._fault_disk))
-        fault()
+        faults = (self._fault_crash, self._fault_crash, self._fault_freeze, self._fault_cut, self._fault_isolate, self._fault_disk)
+        self.chance.choice((*faults, self._reset))()
 
     def _fault_crash(self) -> None:
         if self.processes:
@@ -539,7 +545,11 @@ class Run:
 
     def _fault_freeze(self) -> None:
         if self.processes:
-            self._freeze(self.chance.choice(self.processes), self.chance.choice((0.3, 2.0, 4.0, 7.0)))
+            process, seconds = self.chance.choice(self.processes), self.chance.choice((0.3, 3.0, 5.1, 7.0))
+            if self.chance.random() < 0.5:
+                process.stop_seconds = seconds * self.chance.uniform(0.9, 1.1)
+            else:
+                self._freeze(process, seconds)
 
     def _fault_cut(self) -> None:
         first, second = self.chance.choice(self.node_ids), self.chance.choice(self.candidates)
@@ -555,13 +565,16 @@ class Run:
 
     def _fault_disk(self) -> None:
         """A node that is no candidate gets another disk: a new one, while its old process may go on, or an older state of it."""
-        node_id = self.chance.choice(self.node_ids)
-        if node_id in self.candidates:
+        if self.node_ids == self.candidates:
             return
+        node_id = self.chance.choice(self.node_ids[len(self.candidates) :])
         how = self.chance.choice(("wipe", "twice", "back"))
         self.say(f"! the disk of node {node_id}: {how}")
         running = [process for process in self.processes if process.node_id == node_id]
         if how == "twice":
+            for process in running:
+                if self.chance.random() < 0.5:
+                    self._freeze(process, 7.0)
             old, self._homes[node_id] = self._homes[node_id], self._new_disk()
             self.after(self.chance.choice((1.0, 9.0)), lambda: self._return_disk(node_id, old))
         else:
@@ -591,7 +604,7 @@ class Run:
                 self._freeze(process, 0.0)
         for node_id in self.node_ids:
             self._start(node_id)
-        self.after(8.0, self._operate)
+        self.after(1.0, self._operate)
 
     def _operate(self) -> None:
         self.after(1.0, self._operate)
@@ -600,14 +613,21 @@ class Run:
                 self._die(process)
                 self._homes[process.node_id] = self._new_disk()
                 self._start(process.node_id)
+        self._reset()
+
+    def _reset(self) -> None:
+        """An operator gives up what is lost."""
         leader = self._leader
-        if leader is not None and leader.controller is not None and leader.process.leads is leader:
-            for run in list(leader.controller.meta.lost_runs()):
-                try:
-                    leader.controller.reset(run.primary, None)
-                except DecisionRefused as refusal:
-                    self.say(f"{refusal}")
-            self._work(leader)
+        if leader is None or leader.controller is None or leader.process.leads is not leader or self.now < leader.process.frozen_until:
+            return
+        for node_id in dict.fromkeys(run.primary for run in leader.controller.meta.lost_runs()):
+            try:
+                slots = leader.controller.reset(node_id, None)
+            except DecisionRefused as refusal:
+                self.say(f"{refusal}")
+            else:
+                self.say(f"! {slots} slots of node {node_id} are given up")
+        self._work(leader)
 
     def _find_unfinished(self) -> str | None:
         """What is not as it should be at the end; None when all is well."""
