@@ -116,6 +116,8 @@ class Run:
         self._packs: dict[int, bytes] = {}
         self._boots: dict[bytes, int] = {}
         self._calm = False
+        faults = (self._fault_crash, self._fault_freeze, self._fault_cut, self._fault_isolate, self._fault_disk, self._reset)
+        self._faults = [fault for fault in faults if self.chance.random() < 0.5] or [self._fault_freeze]  # each run has its own weather
         self._delay = self.chance.choice((0.02, 0.02, 0.3))
         self._leader: Leader | None = None  # the newest
         self.log: list[tuple[int, Record]] = [(1, ClusterInit(CLUSTER_ID))]
@@ -334,7 +336,11 @@ class Run:
 
     def _reached(self, process: Process) -> list[Process]:
         """The candidates that work and that this one has a link to, itself too."""
-        working = [self._working(node_id) for node_id in self.candidates if node_id == process.node_id or not self._is_cut(process.node_id, node_id)]
+        working = [
+            self._working(node_id)
+            for node_id in self.candidates
+            if node_id == process.node_id or not self._is_cut(process.node_id, node_id)
+        ]
         return [other for other in working if other is not None]
 
     def _is_majority(self, processes: list[Process]) -> bool:
@@ -534,8 +540,7 @@ class Run:
         if self._calm:
             return
         self.after(self.chance.expovariate(0.8), self._break_something)
-        faults = (self._fault_crash, self._fault_crash, self._fault_freeze, self._fault_cut, self._fault_isolate, self._fault_disk)
-        self.chance.choice((*faults, self._reset))()
+        self.chance.choice(self._faults)()
 
     def _fault_crash(self) -> None:
         if self.processes:
@@ -581,7 +586,8 @@ class Run:
             for process in running:
                 self._die(process)
             disk = self._homes[node_id]
-            self._homes[node_id] = self._new_disk() if how == "wipe" else Disk(disk.disk_id, disk.boot_no - 50)
+            seen = self._boots.get(disk.disk_id) == disk.boot_no  # else nobody could tell that it is older
+            self._homes[node_id] = Disk(disk.disk_id, disk.boot_no - 50) if how == "back" and seen else self._new_disk()
         self.after(self.chance.choice((0.1, 6.0)), lambda: self._start(node_id))
 
     def _return_disk(self, node_id: int, old: Disk) -> None:

@@ -100,7 +100,10 @@ def term_reused(patch: pytest.MonkeyPatch) -> None:
     def mutant(self: MetaState, index: int, record: NodeJoined) -> None:
         node = self.nodes.get(record.node_id)
         if node is not None and node.row.disk_id == record.disk_id and record.boot_no > node.row.boot_no:
-            self.nodes = {**self.nodes, record.node_id: attrs.evolve(node, row=attrs.evolve(node.row, boot_no=record.boot_no, state="down"))}
+            self.nodes = {
+                **self.nodes,
+                record.node_id: attrs.evolve(node, row=attrs.evolve(node.row, boot_no=record.boot_no, state="down")),
+            }
         joined(self, index, record)
 
     patch.setitem(meta_module._APPLY, NodeJoined.KIND, mutant)
@@ -175,7 +178,11 @@ def intact_copies_replaced(patch: pytest.MonkeyPatch) -> None:
     """A restarted node gets new, empty copies, and nobody minds."""
     item = controller_module._item
     patch.setattr(controller_module, "_item", lambda run, is_new: item(run, True))
-    patch.setattr(MetaState, "_create", lambda self, index, item: [SlotRun(item.first, item.last, item.node_id, index, ((item.node_id, index),), (item.node_id,))])
+    patch.setattr(
+        MetaState,
+        "_create",
+        lambda self, index, item: [SlotRun(item.first, item.last, item.node_id, index, ((item.node_id, index),), (item.node_id,))],
+    )
 
 
 def former_disks_not_in_the_snapshot(patch: pytest.MonkeyPatch) -> None:
