@@ -238,8 +238,8 @@ class Controller:
         known = node.boot_of(message.disk_id)
         if message.boot_no < known:
             return (  # N3
-                f"node {node_id} says that this is its start number {message.boot_no}, but number {known} was here before: its data directory "
-                f"was rolled back; start it with an empty one, then give up what was in its slots: govern reset {node_id}"
+                f"node {node_id} says that this is its start number {message.boot_no}, but number {known} was here before: its data "
+                f"directory was rolled back; start it with an empty one, then give up what was in its slots: govern reset {node_id}"
             )
         if message.disk_id != node.row.disk_id and node.row.state == UP:
             return (  # N2
