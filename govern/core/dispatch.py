@@ -10,6 +10,8 @@ While the node is loading, heartbeats are answered (rule E6), and everything els
 Q1  Every request with an id is answered exactly once, or its connection is closed.
 Q2  Requests of one connection take effect in the order in which they were sent.
 Q3  A request whose deadline has passed is refused before it is carried out.
+Q4  A registration that is repeated while it waits for the log is not written twice: it is answered when the first one is, with the same
+    answer. Written twice it would win over what another client has asked for in between.
 """
 
 from __future__ import annotations
@@ -111,6 +113,10 @@ class Word(NamedTuple):
     message: Administer
 
 
+Asked = tuple[bytes, int, ServiceKey, str]
+"""Which registration it is, however often it is sent: session id, request id, service and instance id."""
+
+
 @attrs.define(kw_only=True)
 class Identity:
     """What a node tells of itself in Hello. `cluster_id` is empty until it belongs to a cluster."""
@@ -144,6 +150,7 @@ class Dispatch:
         self.writes: list[Write] = []  # to go to the store, in order; the shell takes them from the front
         self.writes_pending = 0
         self.expiries_pending = 0
+        self._registering: dict[Asked, list[Link]] = {}  # registrations on their way to the log, and who has repeated them since (Q4)
         self.parked: deque[tuple[Link, list[Any]]] = deque()
         self.words: list[Word] = []  # to go to the slot manager; the shell takes them
         self.administering = 0
@@ -437,7 +444,17 @@ class Dispatch:
         op = RegisterOp(
             message.service, identity, session.session_id, request_id, message.prior, self.wall_ms, client_part, ephemeral, ttl_ms
         )
-        return self._write(link, op, request_id, message.timeout_ms, grows=True)
+        asked = (session.session_id, request_id, message.service, identity)
+        repeats = self._registering.get(asked)
+        if repeats is not None and self.writes_pending < self._limits.writes_pending_max:
+            repeats.append(link)
+            self.writes_pending += 1
+            link.writes += 1
+            return None
+        answer = self._write(link, op, request_id, message.timeout_ms, grows=True)
+        if answer is None:
+            self._registering[asked] = []
+        return answer
 
     def _update(self, link: Link, message: Update, request_id: int) -> Message | None:
         session = self._session(link, request_id)
@@ -558,11 +575,20 @@ class Dispatch:
                     changed[write.op.service] = None  # also when it is draining already: everybody is asked
                 else:
                     self._answer(write.link, write.request_id, outcome.answer)
+                    if type(write.op) is RegisterOp:
+                        self._answer_repeats(write.op, outcome.answer, links)
                 links[write.link] = None
         expired = sum(type(write.op) is ExpireOp for write, _ in results)
         self.expiries_pending -= expired
         self.writes_pending -= len(results) - expired
         return links, changed
+
+    def _answer_repeats(self, op: RegisterOp, answer: Message, links: dict[Link, None]) -> None:
+        """The registration has come to its end, so whoever has repeated it meanwhile is answered as well (Q4)."""
+        for link in self._registering.pop((op.session_id, op.request_id, op.service, op.instance_id)):
+            self.writes_pending -= 1
+            self._answer(link, op.request_id, answer)
+            links[link] = None
 
     def _answer(self, link: Link, request_id: int, answer: Message | None) -> None:
         """One write of a link has come to its end; None: the answer comes later, from elsewhere."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
-from govern.core.sessions import Sessions
+from govern.core.dispatch import Dispatch
+from govern.core.entries import ExpireOp
+from govern.core.sessions import Sessions, Silent
 
 from . import test_mutants
 from .heap import Run, failure_of
@@ -18,17 +21,22 @@ RUNS_DEEP = 100_000
 
 
 def test_short_runs() -> None:
-    """No promise is broken, and the runs are not empty: things are committed, the node dies, connections break, requests repeat."""
+    """No promise is broken, and the runs are not empty: things are committed, the node dies, requests repeat, connections are open at one
+    end only, messages of one are overtaken by those of the next, mail is lost, sockets are full."""
     committed = lives = repeats = 0
+    counts: dict[str, int] = {}
     for seed in range(RUNS):
         run = Run(seed)
         run.play()
         committed += len(run.log)
         lives += run.term
         repeats += run.repeats
+        counts = {kind: counts.get(kind, 0) + count for kind, count in run.counts.items()}
     assert committed > 10 * RUNS
     assert lives > 2 * RUNS
     assert repeats > RUNS / 5
+    assert min(counts["half open"], counts["overtaken"], counts["choked"]) > RUNS / 5
+    assert counts["mail lost"] > RUNS / 50
 
 
 @pytest.mark.deep
@@ -49,14 +57,49 @@ def lived_time_runs_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Sessions, "due", mutant)
 
 
+def the_heard_are_expired(patch: pytest.MonkeyPatch) -> None:
+    """What a last read has read does not count."""
+    expiries = Sessions.expiries
+
+    def mutant(silent: Iterable[Silent], limit: int) -> list[ExpireOp]:
+        return expiries([one._replace(stamp_us=one.session.stamp_us) for one in silent], limit)
+
+    patch.setattr(Sessions, "expiries", staticmethod(mutant))
+
+
+def repetitions_are_written(patch: pytest.MonkeyPatch) -> None:
+    """Also when the first one has not yet come to its end."""
+    write = Dispatch._write
+
+    def mutant(self: Dispatch, *arguments: Any, **keys: Any) -> Any:
+        answer = write(self, *arguments, **keys)
+        self._registering = Forgetful()
+        return answer
+
+    patch.setattr(Dispatch, "_write", mutant)
+
+
+class Forgetful(dict[Any, Any]):
+    """Remembers nothing, and has nothing to give back."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Forget it."""
+
+    def pop(self, key: Any, default: Any = ()) -> Any:
+        return ()
+
+
 MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], int]] = [
     (test_mutants.ring_floor_ignored, 20),
     (test_mutants.ring_off_by_one, 5),
     (test_mutants.stale_view_kept, 80),
     (test_mutants.leases_of_the_loser_kept, 60),
     (test_mutants.digest_without_service, 5),
-    (test_mutants.late_links_forgotten, 100),
+    (test_mutants.late_links_forgotten, 200),
     (lived_time_runs_on, 150),
+    (the_heard_are_expired, 300),
+    (repetitions_are_written, 150),
+    (test_mutants.repeated_registrations_not_recognised, 20),
 ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from govern.core.links import Link
 from govern.messages import PAGE_ITEMS_MAX, Deregister, Evict, Register, Registered, Resync, ResyncOk
@@ -212,3 +213,82 @@ def registered(rig: Rig, link: Link, message: Register) -> list[Lsn]:
     rig.give(link, message)
     rig.commit()
     return [answer.lease_id for answer, _ in rig.said(link) if isinstance(answer, Registered)]
+
+
+IDS = ("i0", "i1", "i2")
+
+
+class PageMachine(RuleBasedStateMachine):
+    """Pages of leases, right and wrong ones, between operations on the same ids; a plain table says what each answer has to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rig = Rig()
+        self.link, self.rival = self.rig.link(A), self.rig.link(B)
+        self.held: dict[str, tuple[bytes, Lsn]] = {}
+        self.barred: dict[str, None] = {}
+        self.named: dict[str, None] = {}
+
+    @rule(identity=st.sampled_from(IDS), mine=st.booleans())
+    def register(self, identity: str, mine: bool) -> None:
+        for lease_id in registered(self.rig, self.link if mine else self.rival, register(identity)):
+            self._lose(identity)
+            self.held[identity] = (A if mine else B, lease_id)
+
+    @rule(identity=st.sampled_from(IDS))
+    def remove(self, identity: str) -> None:
+        if identity in self.held:
+            owner, lease_id = self.held[identity]
+            self.rig.give(self.link if owner == A else self.rival, Deregister(ORDERS, identity, lease_id))
+            self.rig.commit()
+            self._lose(identity)
+
+    @rule(identity=st.sampled_from(IDS[:1]))
+    def evict(self, identity: str) -> None:
+        """Only one id, and only of this session, so that the others stay of interest."""
+        if identity in self.held and self.held[identity][0] == A:
+            self.rig.give(self.rival, Evict(ORDERS, identity))
+            self.rig.commit()
+            self.barred[identity] = None
+            self._lose(identity)
+
+    def _lose(self, identity: str) -> None:
+        self.held.pop(identity, None)
+
+    @rule(
+        names=st.lists(st.tuples(st.sampled_from(IDS), st.sampled_from([-1, 0, 1])), max_size=3, unique_by=lambda name: name[0]),
+        more=st.booleans(),
+    )
+    def say_page(self, names: list[tuple[str, int]], more: bool) -> None:
+        """Each named under the lease that is there now, or under an older or a newer one."""
+        expected: dict[str, list[list[str]]] = {"unknown": [], "superseded": [], "evicted": []}
+        rows: list[list[Any]] = []
+        for identity, distance in names:
+            owner, lease_id = self.held.get(identity, (b"", Lsn(1, 1)))
+            said = Lsn(lease_id.term, lease_id.seq + distance)
+            rows.append(row(identity, said))
+            if owner == A:
+                self.named[identity] = None
+            if owner != A or distance:
+                superseded = owner == B and lease_id > said
+                expected["evicted" if identity in self.barred else "superseded" if superseded else "unknown"].append(key(identity))
+        self.rig.said(self.link)
+        answer = resync(self.rig, self.link, rows, more=more)
+        assert {"unknown": answer.unknown, "superseded": answer.superseded, "evicted": answer.evicted} == expected  # Y2
+        extra = [] if more else [row(each, lease) for each, (owner, lease) in self.held.items() if owner == A and each not in self.named]
+        assert sorted(answer.extra) == sorted(extra)  # Y3
+        if not more:
+            self.named.clear()
+
+    @invariant()
+    def bounded(self) -> None:
+        assert self.link.session is not None
+        assert len(self.link.named) <= len(IDS)  # Y4: by the leases, not by the pages
+        assert not self.rig.dispatch.writes  # Y1
+        self.rig.validate()
+
+
+def test_each_page_is_answered_as_the_table_says() -> None:
+    """Whatever is registered, taken, removed and evicted between two pages (Y1 to Y4)."""
+    run = settings(max_examples=100, stateful_step_count=25, deadline=None, derandomize=True, database=None)
+    run_state_machine_as_test(PageMachine, settings=run)

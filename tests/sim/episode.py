@@ -28,6 +28,7 @@ from govern.testing.world import World, open_world
 
 from .checkers import Violation
 from .checkers.bounds import Bounds
+from .checkers.durable import Durable
 from .checkers.expiry import Expiry
 from .checkers.register import Linearizability
 from .checkers.shadow import Commit, Shadow
@@ -80,9 +81,10 @@ async def _play(seed: int, options: Options, columns: Columns) -> Report:
         async with open_world(seed, delay_seconds_max=options.delay_seconds_max, window_bytes=options.window_bytes) as world:
             shadow = Shadow(world, watch.report)
             expiry = Expiry(world, shadow, watch.report)
+            durable = Durable(world, watch.report)
             shadow.listeners.append(lambda commit: columns.add(commit.node, _say(commit)))
-            with shadow.watch(), expiry.watch():
-                report = await _run_phases(world, options, columns, watch, shadow, expiry)
+            with shadow.watch(), expiry.watch(), durable.watch():
+                report = await _run_phases(world, options, columns, watch, shadow, expiry, durable)
     if watch.violation is not None:
         raise watch.violation
     assert report is not None
@@ -94,11 +96,13 @@ def _say(commit: Commit) -> str:
     return f"# {commit.lsn} {commit.kind} {commit.key[0]}/{commit.key[1]}{value}"
 
 
-async def _run_phases(world: World, options: Options, columns: Columns, watch: Watch, shadow: Shadow, expiry: Expiry) -> Report:
+async def _run_phases(
+    world: World, options: Options, columns: Columns, watch: Watch, shadow: Shadow, expiry: Expiry, durable: Durable
+) -> Report:
     history = History()
     workload = Workload(world, options, history, columns)
     linearizability = Linearizability(history, shadow, workload.sessions)
-    watch.checkers = (shadow, expiry, Bounds(world), Subscriptions(history, shadow), linearizability)
+    watch.checkers = (shadow, expiry, durable, Bounds(world), Subscriptions(history, shadow), linearizability)
     keys: dict[str, Any] = {
         "history_ops_max": options.history_ops_max,
         "writes_pending_max": options.writes_pending_max,

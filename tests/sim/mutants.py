@@ -32,12 +32,14 @@ from govern.core.entries import EXPIRE
 from govern.core.sessions import Sessions
 from govern.core.shard import Outcome, Shard, Slot
 from govern.environment import Environment
-from govern.storage.format import Record
+from govern.storage.format import Record, segment_number
 from govern.storage.log import Log
 from govern.storage.sim import SimFile, SimStorage
 from govern.testing import simulate
 from govern.testing.world import PORT, World, open_world
 
+from .checkers import Violation
+from .checkers.durable import Durable
 from .episode import run_episode
 from .options import Options, draw_options
 
@@ -90,6 +92,19 @@ def applied_before_logged(patch: pytest.MonkeyPatch) -> None:
         return results
 
     patch.setattr(ShardStore, "_append", mutant)
+
+
+def start_not_synced(patch: pytest.MonkeyPatch) -> None:
+    """What the life before had written and not synced counts as soon as it is read."""
+    sync = SimFile.sync
+
+    async def mutant(self: SimFile) -> None:
+        if segment_number(self._name) is None:
+            await sync(self)
+        else:
+            await trio.lowlevel.checkpoint()
+
+    patch.setattr(SimFile, "sync", mutant)
 
 
 def resume_skips_one(patch: pytest.MonkeyPatch) -> None:
@@ -170,6 +185,40 @@ def one_client_is_killed(options: Options) -> None:
     simulate(options.seed, story)
 
 
+def killed_while_syncing(options: Options) -> None:
+    """The process is killed when a record is written and not yet synced; the next life reads it from the cache of the machine."""
+
+    async def story(seed: int) -> None:
+        violations: list[Violation] = []
+        async with open_world(seed) as world:
+            durable = Durable(world, violations.append)
+            with durable.watch():
+                await world.start()
+                machine = world.machines["node1"]
+                machine.may_fail = True
+                disk = machine.disk
+                assert disk is not None
+
+                async def program(environment: Environment) -> None:
+                    async with govern.connect(f"node1:{PORT}", environment=environment, timeout=60) as registry:
+                        async with registry.register("orders", id="i1", port=1), registry.subscribe("orders"):
+                            await trio.sleep(1.0 + world.random.random())
+                            disk.before = lambda operation: world.end_process("node1") if operation.kind == "sync" else None
+                            async with registry.register("orders", id="i2", port=1):
+                                await trio.sleep_forever()
+
+                await world.run_client("c1", program)
+                await machine.gone.wait()
+                disk.before = None
+                await world.start()
+                await trio.sleep(3.0)
+                durable.end()
+        if violations:
+            raise violations[0]
+
+    simulate(options.seed, story)
+
+
 def whole_episode(options: Options) -> None:
     """Faults, healing, judgement."""
     run_episode(options)
@@ -195,7 +244,10 @@ MUTANTS = (
     Mutant(expiry_not_logged, ("client killed", "power"), 3),
     Mutant(expiry_by_the_clock_of_the_machine, ("pause", "client paused"), 8),
     Mutant(last_read_skipped, ("pause",), 8),
+    Mutant(no_sync_before_acknowledging, (), 1),
     Mutant(applied_before_logged, ("crash in an operation",), 4),
+    Mutant(applied_before_logged, ("slow disk",), 2),
+    Mutant(start_not_synced, (), 3, killed_while_syncing),
     Mutant(resume_skips_one, ("cut",), 3),
     Mutant(forgotten_operations_not_missed, ("cut", "partition"), 3),
     Mutant(delta_without_gap_check, ("cut", "partition"), 3),
