@@ -29,6 +29,7 @@ from ..core.brake import Brake
 from ..core.dispatch import Dispatch, Identity
 from ..core.history import History
 from ..core.links import Gate
+from ..core.meta import ApplyFailed
 from ..core.ownership import Ownership
 from ..core.raft.types import Timing
 from ..core.sessions import Sessions
@@ -400,6 +401,8 @@ async def open_node(config: Config | None = None, *, environment: Environment | 
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             failure = unwrap(group)
+        if isinstance(failure, ApplyFailed):
+            raise NodeFailed(f"the node stopped, because it cannot follow the cluster's metadata: {failure}") from failure
         if isinstance(failure, StorageFailed):
             raise NodeFailed(f"the node stopped at once, because its disk failed: {failure}") from failure
         if failure is not None:
