@@ -115,7 +115,7 @@ class Run:
         self._acted: dict[tuple[int, int], Process] = {}
         self._packs: dict[int, bytes] = {}
         self._boots: dict[bytes, int] = {}  # of the disks that count: those that nodes have now, and those with copies
-        self._voted = {node_id: 0 for node_id in range(1, 4)}  # in which term each candidate voted last
+        self._voted = dict.fromkeys(range(1, 4), 0)  # in which term each candidate voted last
         self._calm = False
         faults = (self._fault_crash, self._fault_freeze, self._fault_cut, self._fault_isolate, self._fault_disk, self._reset)
         self._faults = [fault for fault in faults if self.chance.random() < 0.5] or [self._fault_freeze]  # each run has its own weather
