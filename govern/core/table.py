@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import attrs
@@ -269,8 +270,11 @@ _NODE_TYPES: Final = (int, str, str, bool, str, bytes, int, int)
 
 
 def read_nodes(rows: Sequence[Any]) -> tuple[TableNode, ...]:
-    """Nodes from rows; more items than are known are ignored. Raises `RemoteProtocolError`."""
-    return tuple(_read_node(row) for row in rows)
+    """Nodes from rows; more items than are known are ignored. Raises `RemoteProtocolError`, also when they are not in order."""
+    nodes = tuple(_read_node(row) for row in rows)
+    if any(node.node_id >= later.node_id for node, later in pairwise(nodes)):
+        raise RemoteProtocolError("the nodes of a table must be in order")
+    return nodes
 
 
 def _read_node(row: Any) -> TableNode:
@@ -286,6 +290,8 @@ def read_runs(rows: Sequence[Any]) -> tuple[SlotRun, ...]:
     for run in runs:
         if not end < run.first <= run.last < SLOT_COUNT:
             raise RemoteProtocolError("the runs of a table must be in order and within the slots")
+        if run.primary not in run.in_sync or all(node_id != run.primary for node_id, _ in run.copies):
+            raise RemoteProtocolError("the primary of a run must have a copy and be in sync")
         end = run.last
     return runs
 
