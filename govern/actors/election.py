@@ -26,11 +26,11 @@ from ..core.raft.types import (
     VOTERS,
     ChangeRefused,
     HardState,
+    MemberProgress,
     Membership,
     NotLeader,
     Snapshot,
     SnapshotMeta,
-    MemberProgress,
     Timing,
     Write,
 )

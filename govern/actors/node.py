@@ -288,6 +288,11 @@ class Node:
         """Where clients reach this node: the host and port that are really bound."""
         return self._clients.address
 
+    @property
+    def peers_address(self) -> tuple[str, int] | None:
+        """Where other nodes reach this node: the host and port that are really bound; None when it takes no links."""
+        return self._peers.address
+
     async def _run(self, *, task_status: trio.TaskStatus[None]) -> None:
         await Supervisor(f"node {self.config.node_id}", self._tree, random=self.environment.random).run(task_status=task_status)
 

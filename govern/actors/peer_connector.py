@@ -45,6 +45,7 @@ QUEUE_MESSAGES_MAX: Final = 4096
 QUEUE_BYTES_MAX: Final = 16 * 1024 * 1024
 """What waits for one socket. It has to hold the largest frame beside what is said every second; more would only be older."""
 FAREWELL_SECONDS_MAX: Final = 1.0
+PEERS_NOTE: Final = "the address for links of other nodes cannot be listened on"
 _RECEIVE_BYTES: Final = 64 * 1024
 _PING: Final = encode_peer(Ping())
 
@@ -195,7 +196,11 @@ class PeerConnector:
     # --- streams ------------------------------------------------------------------------------------------------------------
 
     async def _serve(self, host: str, port: int, *, task_status: trio.TaskStatus[tuple[str, int]]) -> None:
-        await self._network.serve(host, port, self._accept, task_status=task_status)
+        try:
+            await self._network.serve(host, port, self._accept, task_status=task_status)
+        except OSError as error:
+            error.add_note(PEERS_NOTE)
+            raise
 
     async def _accept(self, stream: trio.abc.HalfCloseableStream) -> None:
         channel = self._open(PeerLink(None, ""), stream)

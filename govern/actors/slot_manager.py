@@ -518,9 +518,7 @@ class SlotManager:
 
     def _take_page(self, node_id: int, page: TablePart) -> None:
         try:
-            change = self._reader.add(
-                more=page.more, base=page.base, version=page.version, nodes=page.nodes, gone=page.gone, runs=page.runs
-            )
+            change = self._reader.add(page)
         except RemoteProtocolError as error:
             _log.warning("node %d sent a table that is not one: %s", node_id, error)
             return

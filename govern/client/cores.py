@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ..core.slots import slot_of
-from ..core.table import Table
+from ..core.table import Table, read_change
 from ..errors import Unreachable
 from ..messages import AskTable, HelloOk, build_message
 from ..model import Instance, ServiceKey
@@ -38,7 +38,7 @@ from .commands import Command
 from .core import ClientCore, Phase, check_protocol
 from .outbox import Numbers, Request
 from .reads import Asked, Question
-from .routing import Routing, read_change
+from .routing import Routing
 from .views import Memory
 from .where import Address
 
