@@ -42,19 +42,34 @@ def _explain(links: Links, question: Question) -> str:
 
 
 async def gather_services(links: Links, message: Services) -> list[ServiceInfo]:
-    """The services of all nodes together. Which nodes there are may change while they are asked: those that came are asked too."""
+    """The services of all nodes together. Which nodes there are may change while they are asked: those that came are asked too. A client
+    that has only just connected waits for the table: without it, it would ask one node and take that for all."""
     links.check_open()
-    cores, now = links.cores, trio.current_time()
+    cores = links.cores
+    deadline = trio.current_time() + READ_SECONDS_MAX
     answers: dict[int, list[ServiceInfo]] = {}
-    while missing := [node_id for node_id in cores.routing.owners() if node_id not in answers]:
-        questions = {node_id: cores.ask(message, now, node_id=node_id) for node_id in missing}
-        await wait_answer(links, *questions.values(), deadline=now + READ_SECONDS_MAX)
-        answers.update({node_id: question.answer for node_id, question in questions.items()})
-    if not answers:
+    while True:
+        await _wait_table(links, deadline)
+        missing = [node_id for node_id in cores.routing.owners() if node_id not in answers]
+        if not missing and answers:
+            return _merge(links, answers)
+        now = trio.current_time()
+        if missing:
+            questions = {node_id: cores.ask(message, now, node_id=node_id) for node_id in missing}
+            await wait_answer(links, *questions.values(), deadline=deadline)
+            answers.update({node_id: question.answer for node_id, question in questions.items()})
+            continue
         question = cores.ask(message, now)
-        await wait_answer(links, question)
-        return list(question.answer)
-    return _merge(links, answers)
+        await wait_answer(links, question, deadline=deadline)
+        if not cores.routing.is_behind and not cores.routing.owners():  # nobody has a table: this node is all there is
+            return list(question.answer)
+
+
+async def _wait_table(links: Links, deadline: float) -> None:
+    """Wait until the table is here that a node has named, if one has."""
+    with trio.move_on_at(deadline):
+        while links.cores.routing.is_behind:
+            await links.wait(links.cores.memory)
 
 
 def _merge(links: Links, answers: dict[int, list[ServiceInfo]]) -> list[ServiceInfo]:
