@@ -5,7 +5,7 @@ Chance is in the middle: with three voters 1, 2, 3 the timeouts are 1083 ms for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -47,6 +47,8 @@ class Seat:
 class Rig:
     """Candidates 1, 2, …; the first voters are in the log of all of them from the start."""
 
+    make_core: Callable[..., RaftCore] = RaftCore
+
     def __init__(self, voters: Iterable[int] = (1, 2, 3), learners: Iterable[int] = (), blank: Iterable[int] = ()) -> None:
         self.now_us = 0
         self.mail: list[RaftMessage] = []
@@ -64,7 +66,7 @@ class Rig:
 
     def sit(self, member: Member, disk: Disk) -> Seat:
         """A candidate begins a life with what is on a disk."""
-        core = RaftCore(
+        core = self.make_core(
             member,
             hard=disk.hard,
             snapshot=disk.snapshot,
@@ -186,3 +188,12 @@ class Rig:
         self.settle(node_id)
         self.deliver()
         assert self.core(node_id).role is Role.LEADER, f"{self.core(node_id)!r}"
+
+    def judge(self) -> None:
+        """One leader per term, and everybody was handed the same."""
+        terms = [seat.core.term for seat in self.seats.values() if seat.core.role is Role.LEADER]
+        assert len(set(terms)) == len(terms), f"two leaders in one term: {terms}"
+        handed: dict[int, Entry] = {}
+        for seat in self.seats.values():
+            for entry in seat.applied:
+                assert handed.setdefault(entry.index, entry) == entry, f"{entry} and {handed[entry.index]} are both committed"
