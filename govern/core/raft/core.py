@@ -326,7 +326,7 @@ class RaftCore:
             self._advance_commit(self._leading, now_us)
         elif self.role is Role.CANDIDATE:
             self._count_own_vote(now_us)
-        elif self.leader is not None and self.log.written != written:
+        elif self.leader is not None and self._following.agreed and self.log.written != written:
             self._send_durable(self._following.accept(self.leader))  # W2
 
     @property
