@@ -352,7 +352,7 @@ def test_resets_that_are_refused() -> None:
     lead.meta.apply(50, NodeFenced(2, disk(2, 2), 1, "silent").pack())
     with pytest.raises(DecisionRefused, match="node 2 is down: start it first"):
         lead.controller.reset(2, None)
-    lead.meta.apply(51, attrs.evolve(lead.log[-1], clients="moved").pack())
+    lead.meta.apply(51, NodeJoined(2, disk(2, 2), 1, "moved", "p2", True, False).pack())
     lead.controller.reset(2, "first")
     lead.meta.apply(52, NodeFenced(2, disk(2, 2), 1, "silent").pack())
     assert lead.commit() == []
