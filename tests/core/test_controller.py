@@ -239,6 +239,30 @@ def test_silence() -> None:
     assert lead.beat_all(4_500_000, 1, 3) == [], "its silence counts from its return"
 
 
+def test_a_node_that_comes_back_is_neither_given_up_nor_forgotten_in_the_same_breath() -> None:
+    """Its old life was silent for long enough when its new one, or its old one again, registers."""
+    lead = assigned()
+    lead.register(4)
+    lead.commit()
+    lead.beat_all(4_500_000, 1, 3)
+    lead.now += 500_000
+    lead.register(2, boot_no=2)
+    records = lead.controller.take_proposals()
+    assert [(type(record), record.node_id) for record in records if isinstance(record, (NodeJoined, NodeFenced))] == [
+        (NodeJoined, 2),
+        (NodeFenced, 4),
+    ]
+    for record in records:
+        lead.meta.apply(lead.meta.index + 1, record.pack())
+        lead.controller.applied(record, lead.now)
+    lead.commit()
+    lead.beat_all(6 * S, 1, 2, 3)
+    assert lead.meta.nodes[4].row.state == DOWN
+    lead.controller.forget(4, (), None)
+    lead.register(4)
+    assert [type(record) for record in lead.controller.take_proposals()] == [NodeJoined]
+
+
 def test_who_is_being_given_up_gets_no_lease_any_more() -> None:
     """From the moment at which the record is on its way."""
     lead = assigned()
