@@ -141,7 +141,7 @@ def test_overlay_of_single_slots_is_one_walk() -> None:
 
 GOOD_NODE = [1, "a:1", "", True, UP, bytes(16), 1, 1]
 GOOD_RUN = [0, 9, 1, 5, [[1, 5]], [1]]
-values = st.sampled_from(
+values: st.SearchStrategy[Any] = st.sampled_from(
     (None, True, -1, 0, 1, 9, 16384, 1 << 70, 1.0, "", "x", b"", [], [[]], [1], [[1, 5, 7]], [[1]], [[1, "5"]], {}, {"a": 1})
 )
 
