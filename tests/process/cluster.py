@@ -48,27 +48,27 @@ class Cluster:
         """Where clients reach a node."""
         return int(self.clients[node_id].rpartition(":")[2])
 
-    def write_file(self, node_id: int, peers: Iterable[int], **keys: str) -> str:
-        """The configuration file of a node; its name."""
+    def _write_file(self, node_id: int, peers: Iterable[int], is_alone: bool) -> str:
+        """The configuration file of a node; its name. A node that is alone opens no port for links."""
         lines = [f"node_id = {node_id}", f'listen = "{self.clients[node_id]}"', f'data_dir = "node{node_id}"']
-        lines += [f'peer_listen = "127.0.0.1:{self.link_ports[node_id]}"', *(f"{key} = {value}" for key, value in keys.items())]
+        lines += [] if is_alone else [f'peer_listen = "127.0.0.1:{self.link_ports[node_id]}"']
         lines += ["[peers]", *(f'{other} = "{self.peers[other]}"' for other in peers)]
         name = f"node{node_id}.toml"
         (self.programs.directory / name).write_text("\n".join(lines) + "\n")
         return name
 
-    def launch(self, node_id: int, *, peers: Iterable[int] | None = None, **keys: str) -> NodeProgram:
+    def launch(self, node_id: int, *, peers: Iterable[int] | None = None, is_alone: bool = False) -> NodeProgram:
         """Start a node, and wait for nothing."""
-        name = self.write_file(node_id, self.ids if peers is None else peers, **keys)
+        name = self._write_file(node_id, self.ids if peers is None else peers, is_alone)
         node = self.programs.start("govern", "--config", name, kind=NodeProgram)
         assert isinstance(node, NodeProgram)
         node.address, node.port = self.clients[node_id], self.port(node_id)
         self.nodes[node_id] = node
         return node
 
-    async def start(self, *node_ids: int, peers: Iterable[int] | None = None, **keys: str) -> None:
+    async def start(self, *node_ids: int, peers: Iterable[int] | None = None) -> None:
         """Start nodes and wait for their ready lines."""
-        for node in [self.launch(node_id, peers=peers, **keys) for node_id in node_ids]:
+        for node in [self.launch(node_id, peers=peers) for node_id in node_ids]:
             await node.wait_out("\n", LONG_SECONDS)
 
     async def kill(self, *node_ids: int) -> None:
