@@ -1,5 +1,5 @@
-"""Candidates come and go: a cluster grows from one to five and back, a dead candidate is replaced, and a lost majority is recovered from. What
-operators do is done with the command line, and what they are told is read."""
+"""Candidates come and go: a cluster grows from one to five and back, a dead candidate is replaced, a lost majority is recovered from.
+What operators do is done with the command line, and what they are told is read."""
 
 from __future__ import annotations
 
@@ -162,8 +162,8 @@ async def check_shrinking(cluster: Cluster, watch: Watch) -> None:
 
 
 async def test_a_candidate_whose_disk_was_lost_is_replaced(programs: Programs) -> None:
-    """A node is killed and its directory emptied. It joins again as somebody else: what was on the old disk is unavailable until it is given
-    up, the old member is removed and the new one added and promoted. A directory of another cluster is not let in."""
+    """A node is killed and its directory emptied. It joins again as somebody else: what was on the old disk is unavailable until it is
+    given up, the old member is removed and the new one added and promoted. A directory of another cluster is not let in."""
     async with three(programs) as (cluster, watch, table):
         last = 1 + await watch.wait_controller() % 3
         other = 1 + last % 3
