@@ -114,6 +114,9 @@ class Links(Protocol):
     def peers(self) -> Mapping[int, PeerHello]:
         """Who is linked now, and what they said of themselves."""
 
+    def refusals(self) -> Mapping[int, str]:
+        """With whom there can be no link as things are, and why."""
+
     def set_peers(self, addresses: Mapping[int, str]) -> None:
         """To whom links are to be kept."""
 

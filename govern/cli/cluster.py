@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -202,6 +203,9 @@ def recover(found: argparse.Namespace) -> int:
     if not found.force_new_cluster:
         print_error("recover: say --force-new-cluster, for that is all it can do (govern recover --help tells what it costs)")
         return EXIT_USAGE
+    if not os.path.isdir(found.data_dir):
+        print_error(f"there is no directory {found.data_dir}: nothing was changed")
+        return EXIT_REFUSED
     if not _confirmed(found.yes):
         print_error("nothing was changed")
         return EXIT_REFUSED

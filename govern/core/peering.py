@@ -169,7 +169,7 @@ class Peering:
         """A message on a link that is not up. When the link is up afterwards and this was no Hello, it is the first word of the other side
         and may say something. The side that dialled says its own Hello now, if the step is no refusal and no failure."""
         if isinstance(message, PeerRefused):
-            return Step(failure=f"the other side refused it: {message.code}, {message.text}")
+            return Step(failure=f"the other side refused it ({message.code}): {message.text}")
         if link.phase is Phase.OFFERED and not isinstance(message, PeerHello):
             return self._take_choice(link, now)
         if link.phase is not Phase.GREETING or not isinstance(message, PeerHello):
@@ -292,7 +292,9 @@ def judge(mine: PeerHello, other: PeerHello, expected: int | None) -> PeerRefuse
         return PeerRefused("identity", f"node {expected} was dialled, node {other.node_id} answered: check the addresses in `peers`")
     if _is_foreign(mine, other):
         return PeerRefused(
-            "cluster", f"node {mine.node_id} is of {mine.cluster_id.hex()}, node {other.node_id} of {other.cluster_id.hex()}"
+            "cluster",
+            f"node {mine.node_id} belongs to cluster {mine.cluster_id.hex()}, node {other.node_id} to another cluster, "
+            f"{other.cluster_id.hex()}: check `peers`; whichever is in the wrong one needs an empty data directory",
         )
     return None
 

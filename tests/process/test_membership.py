@@ -176,6 +176,7 @@ async def test_a_candidate_whose_disk_was_lost_is_replaced(programs: Programs) -
             lambda: "begins anew" in str(watch.says(last, "degraded")) or watch.says(last, "fresh"), "it to join", LONG_SECONDS
         )
         await wait_until(lambda: watch.says(last, "fresh"), "the new disk to be registered", LONG_SECONDS)
+        await wait_until(lambda: f"govern reset {last}" in str(watch.says(last, "degraded")), "word of the lost slots")
         assert watch.says(last, "role") == "node"
         code, status, _ = await programs.run("status", connect=cluster.clients[last])
         assert code == 1
@@ -200,7 +201,9 @@ async def check_foreign_directory(cluster: Cluster, watch: Watch, node_id: int) 
     await cluster.start(node_id)
     foreign = cluster.nodes[node_id]
     await wait_until(lambda: "another cluster" in foreign.err, "the refusal", LONG_SECONDS)
-    await wait_until(lambda: watch.says(node_id, "links") == [], "the state of the foreigner")
+    await wait_until(lambda: "another cluster" in str(watch.says(node_id, "degraded")), "the complaint of the foreigner")
+    await wait_until(lambda: "another cluster" in str(watch.says(1 + node_id % 3, "degraded")), "the complaint of another")
+    assert watch.says(node_id, "links") == []
     assert watch.controller(*(other for other in cluster.ids if other != node_id)) is not None
     await cluster.kill(node_id)
     shutil.rmtree(directory)
