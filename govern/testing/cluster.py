@@ -26,6 +26,8 @@ from typing import Any, Final
 import trio
 from trio.testing import MockClock
 
+from ..actors.node import Node
+from ..client.core import ClientCore
 from ..client.registry import Registry, connect
 from ..core.entries import unpack_entry
 from ..environment import Environment
@@ -190,22 +192,29 @@ class Cluster:
         node = self._world.machines[self.nodes[0]].node
         assert node is not None
         for registry in self._registries:
-            core = registry._link.core
-            if not core.connected:
+            if not registry.connected:
                 return f"{registry} is not connected"
-            if core.heard_at <= began:
-                return f"{registry} has not heard from its node since"
-            for claim in core.registrations.held():
-                entry = node._shard.entries(claim.service).get(claim.instance_id)
-                if entry is None or unpack_entry(entry).lease_id != claim.lease:
-                    return f"{claim.instance_id} of {claim.service} is not on the node as its owner believes"
-            if not core.registrations.settled:
-                return f"{registry} has writes that were not answered"
-            for view in core.views._views.values():
-                # What changes nothing moves the lsn of an empty service, and is not told to anybody.
-                is_empty = not view.instances and not node._shard.entries(view.service)
-                if view.stale or (view.lsn != node._shard.service_lsn(view.service) and not is_empty):
-                    return f"the view of {view.service} is behind: {view}"
+            for core in registry._links.cores.living():
+                problem = self._find_difference(registry, core, node, began)
+                if problem is not None:
+                    return problem
+        return None
+
+    def _find_difference(self, registry: Registry, core: ClientCore, node: Node, began: float) -> str | None:
+        """In what a client and a node do not agree."""
+        if core.heard_at <= began:
+            return f"{registry} has not heard from node {core.node_id} since"
+        for claim in core.registrations.held():
+            entry = node._shard.entries(claim.service).get(claim.instance_id)
+            if entry is None or unpack_entry(entry).lease_id != claim.lease:
+                return f"{claim.instance_id} of {claim.service} is not on the node as its owner believes"
+        if not core.registrations.settled:
+            return f"{registry} has writes that were not answered"
+        for view in core.views._views.values():
+            # What changes nothing moves the lsn of an empty service, and is not told to anybody.
+            is_empty = not view.instances and not node._shard.entries(view.service)
+            if view.stale or (view.lsn != node._shard.service_lsn(view.service) and not is_empty):
+                return f"the view of {view.service} is behind: {view}"
         return None
 
     def _check_node(self, name: str) -> str:

@@ -80,7 +80,7 @@ class Workload:
                 trio.open_nursery() as nursery,
             ):
                 client = self.living[name] = Client(name, f"{name}/{life}", registry)
-                self.sessions[registry._link.core._session_id] = client.label
+                self.sessions[registry._links.cores.session_id] = client.label
                 nursery.start_soon(self._watch, client, life, chance)
                 while True:
                     await trio.sleep(chance.expovariate(self._options.operations_per_second / self._options.clients))
