@@ -19,8 +19,9 @@ G3  Whenever a core is connected, the entry is. While none is, the entry looks e
     that `connect` was given, then at every node that the table knows. Every other core looks for its own node alone.
 G4  One client speaks to one cluster. Another one is believed only when no core is connected; then every wish goes to that entry, and starts
     anew there.
-G5  A core that nobody needs any more says Goodbye after 30 seconds and ends; one always stays, for news of the table. While there is a
-    newer table than the one in hand nobody says Goodbye: the node may hold what is claimed at another one still.
+G5  A core that nobody needs any more says Goodbye after 30 seconds and ends; the entry only when another core is needed, for somebody has
+    to bring news of the table. While there is a newer table than the one in hand nobody says Goodbye: the node may hold what is claimed at
+    another one still.
 G6  A node is known by its id: who answers at the address of another node is not spoken to, unless it is the entry that has found it.
 G7  A subscription is of one reign over a slot: when the table names a later term, it is made again.
 """
@@ -353,8 +354,8 @@ class Cores:
         for core, until in list(self._leaving.items()):
             if core.has_left or now >= until:
                 self._end(core)
-        for core in reversed([core for core in self.living() if core.node_id is not None]):  # the entry stays if others can go
-            is_last = core is self.entry and self._another_entry() is None
+        for core in list(self._by_node.values()):
+            is_last = core is self.entry and self._another_entry(needed=True) is None
             if core.has_work or is_last or self.routing.is_behind:
                 self._idle_since.pop(core, None)
             elif not core.connected:
@@ -362,12 +363,14 @@ class Cores:
             elif now >= self._idle_since.setdefault(core, now) + IDLE_SECONDS:
                 self._part_with(core, now)
 
-    def _another_entry(self) -> ClientCore | None:
-        return next((core for core in self._by_node.values() if core.connected and core is not self.entry), None)
+    def _another_entry(self, *, needed: bool = False) -> ClientCore | None:
+        """Another core that is connected; if `needed`, one that is needed besides."""
+        others = (core for core in self._by_node.values() if core is not self.entry and core.connected)
+        return next((core for core in others if core.has_work or not needed), None)
 
     def _part_with(self, core: ClientCore, now: float) -> None:
         if core is self.entry:
-            other = self._another_entry()
+            other = self._another_entry(needed=True)
             assert other is not None
             self.entry, self._is_dirty = other, True
         assert core.node_id is not None

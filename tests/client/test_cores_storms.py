@@ -1,8 +1,8 @@
 """One client and three nodes through storms: tables that change while nodes lag behind, nodes that come and go, links that break anywhere.
 
-Whatever happens, every wish is at exactly one node, nobody is asked for the table more than once a second, and no slot is sent on more often
-than the rules allow. When it ends everything that is wanted is held where the table says, and every view is the truth. That the storm sees
-what it should see is shown by breaking the rules on purpose, at the end of this page.
+Whatever happens, every wish is at exactly one node, nobody is asked for the table more than once a second, and no slot is sent on more
+often than the rules allow. When it ends everything that is wanted is held where the table says, and every view is the truth. That the storm
+sees what it should see is shown by breaking the rules on purpose, at the end of this page.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from govern.client.claims import Claim
-from govern.client.commands import Commands
-from govern.client.core import MOVED_MS, ClientCore, Wishes
+from govern.client.core import ClientCore, Wishes
 from govern.client.core import Phase as Stage
 from govern.client.cores import Cores
 from govern.client.outbox import Numbers, Request
@@ -26,11 +25,12 @@ from govern.client.registrations import Registrations
 from govern.client.routing import HOPS_MAX, HOPS_SECONDS, REFRESH_SECONDS, Routing
 from govern.client.views import ServiceView, Views
 from govern.core.slots import slot_of
-from govern.core.table import EMPTY, TableChange, apply
+from govern.core.table import TableChange, apply
 from govern.errors import Invalid
-from govern.messages import Lookup, Moved, Refused, Register
-from govern.model import LSN_ZERO, Instance, Lsn, ServiceKey, Status, client_fields
+from govern.messages import Lookup, Moved, Refused
+from govern.model import LSN_ZERO, Instance, Lsn, ServiceKey, client_fields
 
+from . import test_cores, test_routing
 from .fleet import OURS, Fleet
 from .test_core_storms import Watcher
 
@@ -76,7 +76,6 @@ class FleetStorm(RuleBasedStateMachine):
                 self.fleet.register(service, instance_id)
             return
         self.claims.append(self.fleet.register(service, instance_id, port=1 + len(self.claims), ephemeral=ephemeral))
-        self.operated.pop((service, instance_id), None)
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), weight=st.sampled_from([0.5, 2.0]))
@@ -322,7 +321,8 @@ def chain(core: ClientCore, claim: Claim) -> list[Claim]:
     found: list[Claim] = []
     at = core.registrations._claims.get(claim.key)
     while at is not None:
-        found.append(at)
+        if not at.over:  # one that waits and is not wanted any more is left where it is
+            found.append(at)
         at = at.after
     return found
 
@@ -336,3 +336,169 @@ class TestLongFleetStorms(FleetStorm.TestCase):  # type: ignore[misc, valid-type
     """The same, longer and wilder."""
 
     settings = settings(max_examples=3000, stateful_step_count=100, deadline=None)
+
+
+# --- the rules broken on purpose ------------------------------------------------------------------------------------------------
+
+Mutant = Callable[[pytest.MonkeyPatch], None]
+
+
+def older_table_accepted(patch: pytest.MonkeyPatch) -> None:
+    """T1: whatever a node sends is the table."""
+
+    def take(self: Routing, change: TableChange) -> bool:
+        if not change.version or (change.base and change.base != self.table.version):
+            return False
+        self.table, self._is_guess = apply(self.table, change), False
+        self._hints, self._told = {}, {}
+        return True
+
+    patch.setattr(Routing, "take", take)
+
+
+def moved_followed_without_bound(patch: pytest.MonkeyPatch) -> None:
+    """T4: a slot goes wherever it is sent, as often as it is sent."""
+    patch.setattr("govern.client.routing.HOPS_MAX", 10**9)
+    patch.setattr("govern.client.core.MOVED_MS", 0)
+
+
+def older_hint_followed(patch: pytest.MonkeyPatch) -> None:
+    """T2: a node that is behind sends a slot back."""
+    real = Routing.moved
+
+    def moved(self: Routing, asked: int, message: Moved, now: float) -> None:
+        real(self, asked, attrs.evolve(message, table_version=max(message.table_version, self.version)), now)
+
+    patch.setattr(Routing, "moved", moved)
+
+
+def view_moved_without_its_list(patch: pytest.MonkeyPatch) -> None:
+    """V11: the other node begins with an empty view."""
+    real = Views.take_out
+
+    def take_out(self: Views, service: ServiceKey) -> ServiceView | None:
+        view = real(self, service)
+        if view is not None:
+            view.instances, view.ordered = {}, None
+        return view
+
+    patch.setattr(Views, "take_out", take_out)
+
+
+def view_moved_without_its_lsn(patch: pytest.MonkeyPatch) -> None:
+    """V11: the other node is asked from nothing."""
+    real = Views.put_in
+
+    def put_in(self: Views, view: ServiceView) -> None:
+        view.lsn = LSN_ZERO
+        real(self, view)
+
+    patch.setattr(Views, "put_in", put_in)
+
+
+def claim_kept_at_two_nodes(patch: pytest.MonkeyPatch) -> None:
+    """G1: what goes to another node stays where it was."""
+
+    def take_out(self: Registrations, service: ServiceKey) -> list[Claim]:
+        return list(self._services.get(service, ()))
+
+    patch.setattr(Registrations, "take_out", take_out)
+
+
+def read_forgotten_on_the_way(patch: pytest.MonkeyPatch) -> None:
+    """G1: a question is taken out and put in nowhere."""
+    real = ClientCore.put_in
+
+    def put_in(self: ClientCore, wishes: Wishes, now: float) -> None:
+        real(self, attrs.evolve(wishes, questions=[]), now)
+
+    patch.setattr(ClientCore, "put_in", put_in)
+
+
+def numbers_of_each_node(patch: pytest.MonkeyPatch) -> None:
+    """G2: every node has a counter of its own."""
+    real = Cores._make_core
+
+    def make_core(self: Cores, node_id: int | None) -> ClientCore:
+        self._shared = attrs.evolve(self._shared, numbers=Numbers())
+        return real(self, node_id)
+
+    patch.setattr(Cores, "_make_core", make_core)
+
+
+def stray_of_a_claim_elsewhere_removed(patch: pytest.MonkeyPatch) -> None:
+    """R10: what the new node of a slot holds is removed there, because the claim is still at the former one."""
+
+    class Nobody(dict[Any, Any]):
+        def __contains__(self, key: object) -> bool:
+            return False
+
+    real = Registrations.disown
+
+    def disown(self: Registrations, service: ServiceKey, instance_id: str, lease: Lsn) -> None:
+        claimed, self._claimed = self._claimed, Nobody()
+        try:
+            real(self, service, instance_id, lease)
+        finally:
+            self._claimed = claimed
+
+    patch.setattr(Registrations, "disown", disown)
+
+
+def views_of_a_former_reign_kept(patch: pytest.MonkeyPatch) -> None:
+    """G7: a subscription that ended with a reign is believed to go on."""
+    patch.setattr(Views, "renew", lambda self, service, term: None)
+
+
+def table_never_asked_again(patch: pytest.MonkeyPatch) -> None:
+    """T5: the first table is the last."""
+    real = Routing.announced
+
+    def announced(self: Routing, version: int) -> None:
+        if not self.version:
+            real(self, version)
+
+    patch.setattr(Routing, "announced", announced)
+
+
+FOUND_BY_STORMS: list[Mutant] = [
+    claim_kept_at_two_nodes,
+    read_forgotten_on_the_way,
+    numbers_of_each_node,
+    views_of_a_former_reign_kept,
+    table_never_asked_again,
+]
+FOUND_BY_A_STORY: list[tuple[Mutant, Callable[[], None]]] = [
+    (older_table_accepted, test_routing.test_an_older_table_never_replaces_a_newer_one),
+    (moved_followed_without_bound, test_cores.test_two_nodes_that_send_to_each_other_are_not_a_storm),
+    (older_hint_followed, test_cores.test_an_old_node_does_not_send_back),
+    (view_moved_without_its_list, test_cores.test_a_view_keeps_its_list_on_the_way),
+    (view_moved_without_its_lsn, test_cores.test_everything_of_a_service_goes_along),
+    (stray_of_a_claim_elsewhere_removed, test_cores.test_a_write_in_doubt_is_recognised_at_the_other_node),
+]
+
+
+@pytest.mark.parametrize("mutant", FOUND_BY_STORMS, ids=lambda mutant: mutant.__name__)
+def test_the_storm_finds_what_is_broken_on_purpose(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these is found within a few hundred runs, most within a few."""
+    mutant(monkeypatch)
+    few = settings(
+        max_examples=400,
+        stateful_step_count=30,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=(Phase.generate,),
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    with pytest.raises((AssertionError, KeyError)):
+        run_state_machine_as_test(FleetStorm, settings=few)
+
+
+@pytest.mark.parametrize(("mutant", "story"), FOUND_BY_A_STORY, ids=lambda part: part.__name__)
+def test_a_story_finds_what_is_broken_on_purpose(mutant: Mutant, story: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a storm meets rarely has a test of its own, and that test sees it."""
+    mutant(monkeypatch)
+    with pytest.raises(AssertionError):
+        story()
