@@ -47,9 +47,15 @@ async def gather_services(links: Links, message: Services) -> list[ServiceInfo]:
     cores, now = links.cores, trio.current_time()
     answers: dict[int, list[ServiceInfo]] = {}
     while missing := [node_id for node_id in cores.routing.owners() if node_id not in answers]:
-        questions = {node_id: cores.ask(message, now, node_id=node_id) for node_id in missing}
-        await wait_answer(links, *questions.values(), deadline=now + READ_SECONDS_MAX)
-        answers.update({node_id: question.answer for node_id, question in questions.items()})
+        questions: list[Question] = []
+        try:
+            for node_id in missing:
+                questions.append(cores.ask(message, now, node_id=node_id))
+            await wait_answer(links, *questions, deadline=now + READ_SECONDS_MAX)
+        finally:
+            for question in questions:
+                cores.forget(question)
+        answers.update({node_id: question.answer for node_id, question in zip(missing, questions, strict=True)})
     if not answers:
         question = cores.ask(message, now)
         await wait_answer(links, question)
