@@ -112,8 +112,10 @@ class Standing:
     def tick(self, now_us: int, boot_us: int, health: Health) -> None:
         """Send what is due. A heartbeat counts as sent at `boot_us`."""
         self._see(boot_us)
-        if self._asked_us is not None and now_us - self._asked_us >= ANSWER_US and self._target is not None:
-            self._avoided[self._target] = now_us + AVOID_US
+        if self._asked_us is not None and now_us - self._asked_us >= ANSWER_US:
+            self._asked_us = None  # whoever is asked next owes the next answer, also when it is the same one
+            if self._target is not None:
+                self._avoided[self._target] = now_us + AVOID_US
             self._choose(now_us)
         if now_us < self._send_us:
             return
