@@ -40,6 +40,7 @@ from .checkers.consensus import Consensus
 from .checkers.durable import Durable
 from .checkers.expiry import Expiry
 from .checkers.owners import Owners
+from .checkers.pairs import Pairs
 from .checkers.register import Linearizability
 from .checkers.shadow import Commit, Shadow
 from .checkers.steps import Watch
@@ -138,7 +139,7 @@ async def _run_phases(world: World, options: Options, columns: Columns, watch: W
     shadow = judges.shadow
     workload = Workload(world, options, history, columns)
     linearizability = Linearizability(history, shadow, workload.sessions)
-    seen = (Bounds(world), Subscriptions(history, shadow), linearizability)
+    seen = (Bounds(world), Pairs(world), Subscriptions(history, shadow), linearizability)
     watch.checkers = (shadow, judges.expiry, judges.durable, judges.consensus, judges.owners, *seen)
     sizes: dict[str, Any] = {
         "history_ops_max": options.history_ops_max,

@@ -16,6 +16,7 @@ from govern.testing.world import World, cluster_keys, open_world, usual_candidat
 from .checkers import Violation
 from .checkers.consensus import Consensus
 from .checkers.owners import Owners
+from .checkers.pairs import Pairs
 from .checkers.steps import SWEEP_SECONDS
 
 
@@ -70,12 +71,12 @@ async def open_stage(seed: int, nodes: int = 3, candidates: int | None = None, *
     own = cluster_keys(nodes, usual_candidates(nodes) if candidates is None else candidates)
     async with open_world(seed) as world:
         consensus = Consensus(world, violations.append)
-        owners = Owners(world, consensus, violations.append)
+        owners, pairs = Owners(world, consensus, violations.append), Pairs(world)
         with consensus.watch(), owners.watch():
             cluster = Cluster(world, {name: {**each, **keys} for name, each in own.items()})
             await cluster._begin()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_sweep, owners, violations)
+                nursery.start_soon(_sweep, owners, pairs, violations)
                 yield Stage(world, cluster, consensus, owners)
                 nursery.cancel_scope.cancel()
             consensus.end()
@@ -84,10 +85,11 @@ async def open_stage(seed: int, nodes: int = 3, candidates: int | None = None, *
         raise violations[0]
 
 
-async def _sweep(owners: Owners, violations: list[Violation]) -> None:
+async def _sweep(owners: Owners, pairs: Pairs, violations: list[Violation]) -> None:
     while not violations:
         await trio.sleep(SWEEP_SECONDS)
         try:
             owners.sweep()
+            pairs.sweep()
         except Violation as violation:
             violations.append(violation)
