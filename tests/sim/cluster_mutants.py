@@ -24,7 +24,7 @@ from govern.actors.shard_store import ShardStore
 from govern.core import controller as controller_rules
 from govern.core import ownership as ownership_rules
 from govern.core.ownership import Ownership
-from govern.core.peering import Peering
+from govern.core.peering import NODE_ID_MAX, Peering
 from govern.core.raft.core import RaftCore
 from govern.core.raft.leading import Leading
 from govern.core.raft.types import Write
@@ -32,7 +32,9 @@ from govern.core.standing import Standing, runs_of
 from govern.core.table import Table
 from govern.environment import Environment
 from govern.storage import directory as directory_rules
+from govern.storage.format import Identity
 from govern.testing import simulate
+from govern.testing.scheduler import process
 from govern.testing.world import PORT
 
 from .stage import Stage, open_stage
@@ -102,14 +104,8 @@ def boot_number_not_durable(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_wiped_disk_keeps_its_name(patch: pytest.MonkeyPatch) -> None:
-    from govern.storage.format import Identity
-
-    class SameName(Identity):
-        def next_boot(self) -> Identity:
-            found = super().next_boot()
-            return attrs.evolve(found, disk_id=b"always the same!")
-
-    patch.setattr(directory_rules, "Identity", SameName)
+    next_boot = Identity.next_boot
+    patch.setattr(Identity, "next_boot", lambda self: next_boot(self)._replace(disk_id=f"{process.get():<16}".encode()))
 
 
 def vote_not_persisted(patch: pytest.MonkeyPatch) -> None:
@@ -129,7 +125,7 @@ def votes_in_advance(patch: pytest.MonkeyPatch) -> None:
 
 def commits_alone(patch: pytest.MonkeyPatch) -> None:
     """What the leader itself has counts as committed."""
-    patch.setattr(Leading, "majority_match", lambda self: self.match_of(self._me))
+    patch.setattr(Leading, "majority_match", lambda self: self.match_of(self.me))
 
 
 def expires_without_lease(patch: pytest.MonkeyPatch) -> None:
@@ -148,11 +144,11 @@ def expires_without_lease(patch: pytest.MonkeyPatch) -> None:
 
 
 def two_links(patch: pytest.MonkeyPatch) -> None:
-    """A second link comes up beside the first."""
-    bring_up = Peering._bring_up
+    """Both dial at once, and a second link comes up beside the first."""
+    bring_up, due_at = Peering._bring_up, Peering._due_at
     patch.setattr(Peering, "_judge_life", lambda self, mine, other: None)
     patch.setattr(Peering, "_bring_up", lambda self, link, now: attrs.evolve(bring_up(self, link, now), replaced=None))
-    patch.setattr(Peering, "_due_at", staticmethod(lambda me, node_id, peer: peer.retry_at))
+    patch.setattr(Peering, "_due_at", staticmethod(lambda me, node_id, peer: due_at(NODE_ID_MAX, node_id, peer)))
 
 
 # --- in which stories -------------------------------------------------------------------------------------------------------
@@ -172,6 +168,19 @@ async def one_node_after_the_other_restarts(stage: Stage) -> None:
         await trio.sleep(stage.world.random.random())
         await stage.cluster.restart(name)
         await trio.sleep(2)
+
+
+async def one_node_restarts_often(stage: Stage) -> None:
+    name = stage.others(stage.controller)[0]
+    for _ in range(3):
+        await stage.cluster.crash(name)
+        await stage.cluster.restart(name)
+        await trio.sleep(1.5)
+
+
+async def a_node_is_cut_off(stage: Stage) -> None:
+    stage.cluster.isolate(stage.others(stage.controller)[0])
+    await trio.sleep(6)
 
 
 async def answers_come_late(stage: Stage) -> None:
@@ -279,9 +288,9 @@ MUTANTS = (
     Mutant(acts_before_registration, one_node_after_the_other_restarts, 1),
     Mutant(acts_on_old_grants, one_node_after_the_other_restarts, 1),
     Mutant(lease_counted_from_receipt, answers_come_late, 3),
-    Mutant(given_up_too_early, answers_come_late, 3),
+    Mutant(given_up_too_early, a_node_is_cut_off, 2),
     Mutant(stale_table_accepted, one_node_after_the_other_restarts, 3),
-    Mutant(boot_number_not_durable, one_node_after_the_other_restarts, 1),
+    Mutant(boot_number_not_durable, one_node_restarts_often, 1),
     Mutant(a_wiped_disk_keeps_its_name, a_disk_is_lost, 1),
     Mutant(vote_not_persisted, controllers_are_killed, 1),
     Mutant(votes_in_advance, disks_are_slow, 4),

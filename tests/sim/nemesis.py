@@ -62,6 +62,7 @@ class Nemesis:
         self._busy: dict[str, None] = {}
         self._where = random.Random(f"{options.seed}/nemesis/where")
         self._until = 0.0
+        self._may_wipe = True
         self._faults: dict[str, Callable[[random.Random, str], Awaitable[None]]] = {
             "power": self._power,
             "power in silence": self._power_in_silence,
@@ -366,10 +367,11 @@ class Nemesis:
             await self._bring_back(*names)
 
     async def _wiped(self, chance: random.Random) -> None:
-        """A node loses its disk, and operators do what is to be done; of candidates one at a time, and never the only one."""
+        """A node loses its disk, and operators do what is to be done; of candidates one at a time, and never the only one. Not while the
+        cluster is being formed: for a moment the first candidate alone has its log."""
         names = [name for name in self._nodes if name not in self._candidates or len(self._candidates) > 2]
         free = [name for name in names if name not in self._busy]
-        if not free:
+        if not free or not self._may_wipe or not self._consensus.committed:
             await trio.lowlevel.checkpoint()
             return
         name = chance.choice(free)
@@ -381,7 +383,7 @@ class Nemesis:
             self._world.wipe(name)
             await self._last(chance)
             await self._bring_back(name)
-        await replace_disk(self._world, name, self._nodes, self._columns)
+        self._may_wipe = await replace_disk(self._world, name, self._nodes, self._columns)
 
     def _two_nodes(self, chance: random.Random) -> list[str]:
         names = self._candidates if len(self._candidates) > 1 and chance.random() < 0.7 else self._nodes

@@ -32,8 +32,8 @@ def _deciding(world: World, name: str) -> Node | None:
     return node if node is not None and not world.machines[name].paused and node._manager.controller is not None else None
 
 
-async def replace_disk(world: World, name: str, nodes: Sequence[str], columns: Columns) -> None:
-    """Let a node whose disk was lost have its part again; returns when it has, or after a minute."""
+async def replace_disk(world: World, name: str, nodes: Sequence[str], columns: Columns) -> bool:
+    """Let a node whose disk was lost have its part again; returns when it has, or False after a minute."""
     where = ",".join(f"{node}:{PORT}" for node in nodes)
     environment = world.environment(world.machine("operator", memory=True))
     with trio.move_on_after(OPERATION_SECONDS_MAX):
@@ -41,7 +41,7 @@ async def replace_disk(world: World, name: str, nodes: Sequence[str], columns: C
             await trio.sleep(LOOK_SECONDS)
             verb = next_word(world, name, nodes)
             if verb == "":
-                return
+                return True
             if verb is None:
                 continue
             node_id = int(name.removeprefix("node"))
@@ -51,6 +51,7 @@ async def replace_disk(world: World, name: str, nodes: Sequence[str], columns: C
                 columns.add(name, f"* {verb} {node_id}")
             except GovernError as error:
                 columns.add(name, f"* {verb} {node_id}: {error}")
+    return False
 
 
 def next_word(world: World, name: str, nodes: Sequence[str]) -> str | None:

@@ -21,6 +21,7 @@ from govern.testing.world import World, node_name, open_world
 from .checkers import Violation
 from .checkers.consensus import Consensus
 from .checkers.owners import Owners
+from .checkers.pairs import Pairs
 
 A, B, C, D = (Member(number, bytes([number]) * 16) for number in (1, 2, 3, 4))
 VOTERS_ABC = Membership((A, B, C))
@@ -372,3 +373,21 @@ def test_what_is_broken_is_found(number: str, story: Callable[[Bench], None]) ->
 
     seen = simulate(1, tell).result
     assert any(text.startswith(f"{number}: ") for text in seen), seen
+
+
+def test_two_links_are_found() -> None:
+    """Segments on two connections of one pair, for longer than a change of links takes."""
+
+    async def talk(seed: int) -> None:
+        async with open_world(seed) as world:
+            for member in (A, B):
+                world.machine(node_name(member.node_id))
+            pairs = Pairs(world)
+            with pytest.raises(Violation, match="50: node1 and node2 have used 2 links side by side"):
+                for _ in range(20):
+                    await trio.sleep(0.5)
+                    pairs._tap("node1", "node2", 1, b"x")
+                    pairs._tap("node2", "node1", 2, b"x")
+                    pairs.sweep()
+
+    simulate(1, talk)
