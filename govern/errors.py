@@ -79,8 +79,8 @@ class DiskFull(Rejected):
 
 
 class Unassigned(Rejected):
-    """Nobody acts for the slot of this service now: it was not assigned yet, or its node was not given it in its present life. Clients wait and
-    try again by themselves."""
+    """Nobody acts for the slot of this service now: it was not assigned yet, or its node was not given it in its present life. Clients
+    wait and try again by themselves."""
 
     reason = "unassigned"
 

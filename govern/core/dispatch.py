@@ -262,8 +262,8 @@ class Dispatch:
             link.out.append(encode(answer, request_id))
 
     def _elsewhere(self, service: ServiceKey, writes: bool) -> Moved | None:
-        """Where the service lives, when not here. Raises `Unassigned` when nobody acts for it now. A node that was not registered in this life
-        may still be read: it has what it had, has no lease, and so calls nothing fresh."""
+        """Where the service lives, when not here. Raises `Unassigned` when nobody acts for it now. A node that was not registered in this
+        life may still be read: it has what it had, has no lease, and so calls nothing fresh."""
         ownership = self._ownership
         if ownership.acting_count == SLOT_COUNT:
             return None
