@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -22,7 +23,8 @@ Cores = Callable[..., RaftCore]
 
 def make_rig(cores: Cores, *voters: int, learners: tuple[int, ...] = ()) -> Rig:
     """Candidates of one kind."""
-    return type("StoryRig", (Rig,), {"make_core": staticmethod(cores), "quiet": True})(voters, learners)
+    kind: type[Rig] = type("StoryRig", (Rig,), {"make_core": staticmethod(cores)})
+    return kind(voters, learners)
 
 
 def cut(rig: Rig, *alone: int) -> None:
@@ -96,6 +98,22 @@ def the_first_change_waits(cores: Cores) -> None:
     rig.deliver()
     cut(rig, 2, 3)
     rig.elect(1)
+    rig.judge()
+
+
+def a_long_log_of_an_old_term_is_behind(cores: Cores) -> None:
+    """1 has six entries that nobody else has; 2 and 3 have committed fewer, of a later term."""
+    rig = make_rig(cores, 1, 2, 3)
+    rig.elect(1)
+    cut(rig, 1)
+    for _ in range(6):
+        rig.core(1).propose(b"lost", rig.now_us)
+    rig.settle(1)
+    rig.deliver()
+    rig.elect(3)
+    cut(rig, 3)
+    with contextlib.suppress(RuntimeError):
+        rig.elect(1)
     rig.judge()
 
 
@@ -261,6 +279,7 @@ class ReadJoinsRound(RaftCore):
 STORIES: list[tuple[Callable[[Cores], None], type[RaftCore]]] = [
     (an_old_entry_is_not_counted, mutants.OldEntriesCounted),
     (the_first_change_waits, mutants.ChangesAtOnce),
+    (a_long_log_of_an_old_term_is_behind, mutants.VotesForShortLogs),
     (a_later_term_is_not_stuck, mutants.LowerTermUnanswered),
     (old_answers_give_no_lease, mutants.OldTermsCount),
     (who_hears_a_leader_is_not_asked_away, mutants.VotesWhileLed),
