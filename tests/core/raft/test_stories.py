@@ -11,10 +11,11 @@ import pytest
 from govern.core.raft import leading as leading_module
 from govern.core.raft.core import RaftCore, Role
 from govern.core.raft.leading import Leading
+from govern.core.raft.log import Log
 from govern.core.raft.types import HardState, NotLeader
 from govern.peer_messages import Append, RaftMessage
 
-from . import mutants
+from . import mutants, test_log
 from .heap import Place, Run
 from .rig import Rig, make_member
 
@@ -114,7 +115,7 @@ def a_long_log_of_an_old_term_is_behind(cores: Cores) -> None:
     cut(rig, 3)
     with contextlib.suppress(RuntimeError):
         rig.elect(1)
-    rig.judge()
+    assert rig.core(1).role is not Role.LEADER, f"{rig.core(1)!r}, without what {rig.core(2)!r} has"
 
 
 def a_later_term_is_not_stuck(cores: Cores) -> None:
@@ -307,3 +308,9 @@ def test_broken_candidates(story: Callable[[Cores], None], mutant: type[RaftCore
     with pytest.raises((AssertionError, pytest.fail.Exception)) as found:
         story(mutant)
     print(f"{mutant.__name__}: {found.value}"[:200])
+
+
+def test_what_was_replaced_while_it_was_written() -> None:
+    """L2, and the one that takes the late word of the disk for what stands there now."""
+    with patch.object(Log, "cut", mutants.cut_keeps_marks), pytest.raises(AssertionError):
+        test_log.test_an_entry_that_comes_back_is_written_again()
