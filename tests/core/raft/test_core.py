@@ -60,14 +60,9 @@ def test_only_the_leader_is_asked() -> None:
     with pytest.raises(NotLeader, match="there is no leader now"):
         rig.core(2).propose(b"", 0)
     rig.elect(1)
-    for act in (
-        lambda core: core.propose(b"", 0),
-        lambda core: core.read("r", 0),
-        lambda core: core.transfer(ONE, 0),
-        lambda core: core.remove(ONE, 0),
-    ):
+    for act, what in (("propose", b""), ("read", "r"), ("transfer", ONE), ("remove", ONE)):
         with pytest.raises(NotLeader, match="node 1 leads") as found:
-            act(rig.core(2))
+            getattr(rig.core(2), act)(what, 0)
         assert found.value.leader == ONE
     assert rig.core(2).progress() == []
     assert [(each.member, each.voter, each.match, each.recent) for each in rig.core(1).progress()] == [
@@ -261,10 +256,7 @@ def draw_field(name: str, number: Any) -> Any:
 
 
 MESSAGES = st.one_of(
-    [
-        st.builds(kind, **{each.name: draw_field(each.name, NUMBERS) for each in kind.__attrs_attrs__})  # type: ignore[attr-defined]
-        for kind in RAFT_MESSAGES
-    ]
+    [st.builds(kind, **{each.name: draw_field(each.name, NUMBERS) for each in kind.__attrs_attrs__}) for kind in RAFT_MESSAGES]
 )
 
 
