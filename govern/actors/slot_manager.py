@@ -211,6 +211,8 @@ class SlotManager:
                 mail: ManagerMail | None = None
                 with trio.move_on_at(self._due_at()):
                     mail = await self._mailbox.get()
+                if mail is None:  # a deadline that had passed already must not keep mail waiting
+                    mail = next(iter(self._mailbox.get_all(1)), None)
                 self._turn(mail)
 
     async def _load(self) -> None:

@@ -100,6 +100,22 @@ def test_a_candidate_that_does_not_answer_is_left() -> None:
     assert [to for to, _ in sent(standing, 10 * S)] == [2]
 
 
+@pytest.mark.parametrize("candidates", [(), (4,), (1, 2, 3)])
+@pytest.mark.parametrize("is_registered", [False, True])
+def test_there_is_a_pause_between_two_ticks_whoever_is_silent(candidates: tuple[int, ...], is_registered: bool) -> None:
+    """Also when the only candidate that can be asked, such as the node itself, gives no answer: the next deadline lies ahead, always."""
+    standing = make(candidates)
+    if is_registered:
+        registered(standing)
+    now_us = ticks = 0
+    while now_us < 20 * S:
+        standing.candidates(candidates, None, now_us)
+        sent(standing, now_us)
+        assert standing.deadline_us > now_us
+        now_us, ticks = standing.deadline_us, ticks + 1
+    assert ticks <= 100
+
+
 def test_the_controller_is_tried_again_after_a_while() -> None:
     """A broken link to the controller makes its node go through another candidate, not for ever."""
     standing = make(leader=1)
