@@ -19,8 +19,11 @@ G3  Whenever a core is connected, the entry is. While none is, the entry looks e
     that `connect` was given, then at every node that the table knows. Every other core looks for its own node alone.
 G4  One client speaks to one cluster. Another one is believed only when no core is connected; then every wish goes to that entry, and starts
     anew there.
-G5  A core that nobody needs any more says Goodbye after 30 seconds and ends; one always stays, for news of the table.
+G5  A core that nobody needs any more says Goodbye after 30 seconds and ends; the entry only when another core is needed, for somebody has
+    to bring news of the table. While there is a newer table than the one in hand nobody says Goodbye: the node may hold what is claimed at
+    another one still.
 G6  A node is known by its id: who answers at the address of another node is not spoken to, unless it is the entry that has found it.
+G7  A subscription is of one reign over a slot: when the table names a later term, it is made again.
 """
 
 from __future__ import annotations
@@ -35,8 +38,8 @@ from ..errors import Unreachable
 from ..messages import AskTable, HelloOk, build_message
 from ..model import Instance, ServiceKey
 from .commands import Command
-from .core import ClientCore, Phase, check_protocol
-from .outbox import Numbers, Request
+from .core import ClientCore, Phase, Shared, check_protocol
+from .outbox import Request
 from .reads import Asked, Question
 from .routing import Routing
 from .views import Memory
@@ -58,9 +61,8 @@ class Cores:
         self.seeds = list(seeds)
         self.cluster_id = ""
         self.routing = Routing()
-        self.memory = Memory()
         self.closed = False
-        self._numbers = Numbers()  # G2
+        self._shared = Shared()  # G2
         self._by_node: dict[int, ClientCore] = {}
         self._idle_since: dict[ClientCore, float] = {}
         self._leaving: dict[ClientCore, float] = {}  # Goodbye was said: until when its answer is waited for
@@ -76,11 +78,16 @@ class Cores:
         return f"<Cores {', '.join(map(repr, self.living()))} {self.routing}>"
 
     def _make_core(self, node_id: int | None) -> ClientCore:
-        core = ClientCore(self.session_id, self._numbers, self.memory)
+        core = ClientCore(self.session_id, self._shared)
         core.node_id, core.cluster_id = node_id, self.cluster_id
         if node_id is not None:
             self._by_node[node_id] = core
         return core
+
+    @property
+    def memory(self) -> Memory:
+        """What the cache is woken by."""
+        return self._shared.memory
 
     def begin_with(self, lists: Mapping[ServiceKey, tuple[Instance, ...]], cluster_id: str, table: Table | None) -> None:
         """Begin with what a cache knows. Before anything is wanted."""
@@ -303,6 +310,15 @@ class Cores:
             if question.error is None and self.routing.take(read_change(question.answer)):
                 self._is_dirty = True
                 self.entry.outbox.tell(self.memory)
+                self._renew_views()
+
+    def _renew_views(self) -> None:
+        """Subscriptions of reigns that are over are made again (G7). What goes to another node is asked for there anyway."""
+        for core in self.living():
+            for service in list(core.views.services()):
+                run = self.routing.table.run_of(slot_of(service))
+                if run is not None and run.primary == core.node_id:
+                    core.views.renew(service, run.term)
 
     def _drop_table_question(self, core: ClientCore) -> None:
         """It will not be answered by this node: the next one is asked."""
@@ -339,19 +355,22 @@ class Cores:
             if core.has_left or now >= until:
                 self._end(core)
         for core in list(self._by_node.values()):
-            if core.has_work or (core is self.entry and self._another_entry() is None):
+            is_last = core is self.entry and self._another_entry(needed=True) is None
+            if core.has_work or is_last or self.routing.is_behind:
                 self._idle_since.pop(core, None)
             elif not core.connected:
                 self._end(core)
             elif now >= self._idle_since.setdefault(core, now) + IDLE_SECONDS:
                 self._part_with(core, now)
 
-    def _another_entry(self) -> ClientCore | None:
-        return next((core for core in self._by_node.values() if core.connected and core is not self.entry), None)
+    def _another_entry(self, *, needed: bool = False) -> ClientCore | None:
+        """Another core that is connected; if `needed`, one that is needed besides."""
+        others = (core for core in self._by_node.values() if core is not self.entry and core.connected)
+        return next((core for core in others if core.has_work or not needed), None)
 
     def _part_with(self, core: ClientCore, now: float) -> None:
         if core is self.entry:
-            other = self._another_entry()
+            other = self._another_entry(needed=True)
             assert other is not None
             self.entry, self._is_dirty = other, True
         assert core.node_id is not None

@@ -120,6 +120,12 @@ class Links:
             await self.wait(self)
             self.check_open()
 
+    async def wait_any_connected(self) -> None:
+        """Wait until any node is connected; raises `Stopped` when the client has left."""
+        while not self.cores.any_connected:
+            await self.wait(self)
+            self.check_open()
+
     def check_open(self) -> None:
         """Raise `Stopped` when the client has left."""
         if self.cores.closed:
@@ -176,9 +182,12 @@ class Links:
         """Keep the connections up until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for link in list(self._links.values()):
-                nursery.start_soon(link.run)
-            await self._tick()
+            try:
+                for link in list(self._links.values()):
+                    nursery.start_soon(link.run)
+                await self._tick()
+            finally:
+                self._nursery = None
 
     async def _tick(self) -> None:
         while True:

@@ -38,7 +38,7 @@ HOST_UNTIL_CONNECTED: Final = "localhost"
 """Stands for the default host until the first connection tells it; it is never sent."""
 CACHE_PATIENCE_SECONDS: Final = 1.0
 """So long a subscription waits for the node's list when the cache has one."""
-QUESTIONS: Final = ("nodes", "table", "status", "members")
+QUESTIONS: Final = ("nodes", "table", "status")
 """The verbs of `administer` that change nothing."""
 
 
@@ -141,7 +141,7 @@ class Registry:
     ) -> AsyncIterator[Registration]:
         self._links.check_open()
         if needs_host:
-            await self._links.wait_connected()
+            await self._links.wait_any_connected()
             host = self._links.local_host
             instance = attrs.evolve(instance, host=host, id=_default_id(host, instance.port) if needs_id else instance.id)
         registrations = self._links.home(service).registrations
