@@ -79,11 +79,6 @@ class Routing:
         """Of the table that a node gave; 0 while there is none."""
         return 0 if self._is_guess else self.table.version
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether a node has named a newer version than the one in hand."""
-        return self.version < self._announced
-
     # --- what is asked of it --------------------------------------------------------------------------------------------------
 
     def owner(self, slot: int) -> int | None:
