@@ -39,8 +39,6 @@ class Command(Request):
     """Until when the node is to wait for subscribers."""
     sent: bool = False
     """On its way over this connection."""
-    in_doubt: bool = False
-    """A connection broke after it had been sent: it may have been carried out."""
     lease: Lsn = LSN_ZERO
     """The lease under which it was sent."""
 

@@ -30,6 +30,8 @@ class Request:
     answer: Any = None
     error: GovernError | None = None
     done: bool = False
+    in_doubt: bool = False
+    """It was on its way over a connection that broke: it may have happened, whatever its repetition is told."""
 
     def __repr__(self) -> str:
         return f"<Request {self.request_id} {type(self.message).__name__} {'done' if self.done else 'open'}>"

@@ -15,6 +15,8 @@ R6  A persistent instance is claimed again only when the cluster is another one.
     is not, an operator removed it.
 R7  A refusal of a repeated update speaks of the repetition alone: the update itself may have happened over the connection before, and
     its owner is told so. What became of the lease is told by the registration.
+R8  A registration that is repeated over another connection keeps its id until it is settled, also when its repetition is refused for the
+    moment. Under a new id it would be another registration, and take the id back from whoever has registered it in between.
 """
 
 from __future__ import annotations
@@ -203,9 +205,9 @@ class Registrations:
         """The connection is gone; every write in flight is to be repeated."""
         self._connected = False
         for claim in self._in_flight.values():
+            assert claim.sent is not None
             claim.repeat, claim.sent = claim.sent, None
-            if isinstance(claim.repeat, UpdateRequest):
-                claim.repeat.in_doubt = True
+            claim.repeat.in_doubt = True
             if claim.over:
                 self._give_up_repeat(claim)
         self._in_flight.clear()
@@ -317,6 +319,7 @@ class Registrations:
         if claim.acknowledged:
             patient = patient or message.code in ("overloaded", "disk_full")
         if patient:
+            claim.repeat = request if request.in_doubt else None  # R8
             self._retries.set(claim, now + self._outbox.pause(message))
         elif claim.acknowledged:
             self._lose(claim, message.code)
