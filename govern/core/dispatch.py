@@ -85,6 +85,9 @@ from .suspects import Suspects
 HEARTBEAT_MS: Final = 1_000
 EXPIRIES_PER_STEP: Final = 4_096
 EXPIRIES_PENDING_MAX: Final = 10_000
+REPEATS_MAX: Final = 64
+"""So often a registration may be repeated while it waits for the log: a client repeats it once for each connection that broke."""
+
 _RETRY_SECONDS: Final = 1.0
 UNASSIGNED_RETRY_SECONDS: Final = 0.2
 """The first assignment after a cold start, or the new term of a restarted node, is a matter of one round among the candidates."""
@@ -446,9 +449,10 @@ class Dispatch:
         )
         asked = (session.session_id, request_id, message.service, identity)
         repeats = self._registering.get(asked)
-        if repeats is not None and self.writes_pending < self._limits.writes_pending_max:
+        if repeats is not None:
+            if len(repeats) >= REPEATS_MAX:
+                raise Overloaded(f"this registration was repeated {REPEATS_MAX} times while it waits for the disk", _RETRY_SECONDS)
             repeats.append(link)
-            self.writes_pending += 1
             link.writes += 1
             return None
         answer = self._write(link, op, request_id, message.timeout_ms, grows=True)
@@ -586,7 +590,6 @@ class Dispatch:
     def _answer_repeats(self, op: RegisterOp, answer: Message, links: dict[Link, None]) -> None:
         """The registration has come to its end, so whoever has repeated it meanwhile is answered as well (Q4)."""
         for link in self._registering.pop((op.session_id, op.request_id, op.service, op.instance_id)):
-            self.writes_pending -= 1
             self._answer(link, op.request_id, answer)
             links[link] = None
 

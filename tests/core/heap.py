@@ -125,7 +125,11 @@ class Run:
         self._stalled_until = 0.0
         self._hold_us = self.chance.choice((0, 500_000, 4_000_000))
         self._hold_until_us = 0
-        self._limits = Limits(history_ops_max=self.chance.choice((2, 8, 1000)), delta_ops_max=self.chance.choice((1, 100)))
+        self._limits = Limits(
+            history_ops_max=self.chance.choice((2, 8, 1000)),
+            delta_ops_max=self.chance.choice((1, 100)),
+            writes_pending_max=self.chance.choice((1, 10_000, 10_000)),
+        )
         self.rig = Rig(self._limits)
         self.connections: dict[Link, Connection] = {}
         """Those that the node has."""
