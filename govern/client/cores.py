@@ -49,6 +49,8 @@ IDLE_SECONDS: Final = 30.0
 """So long a connection is kept that nobody needs: looking the same service up twice a minute should not dial twice a minute."""
 GOODBYE_SECONDS: Final = 1.0
 """So long the answer to the Goodbye of a core that is not needed any more is waited for."""
+REVIEW_SECONDS: Final = 1.0
+"""So often it is looked who is not needed any more; news are looked at at once."""
 TABLE_SECONDS_MAX: Final = 5.0
 """A node that has not given the table within this time is not waited for: the next one is asked."""
 
@@ -68,6 +70,8 @@ class Cores:
         self._leaving: dict[ClientCore, float] = {}  # Goodbye was said: until when its answer is waited for
         self._ended: list[ClientCore] = []
         self._is_dirty = False  # some wish may be where it does not belong
+        self._has_news = True  # there is something to do for `settle`
+        self._next_at = -math.inf
         self._table_question: Question | None = None
         self._table_core: ClientCore | None = None
         self._table_asked_at = -math.inf
@@ -82,6 +86,7 @@ class Cores:
         core.node_id, core.cluster_id = node_id, self.cluster_id
         if node_id is not None:
             self._by_node[node_id] = core
+        self._has_news = True
         return core
 
     @property
@@ -212,6 +217,7 @@ class Cores:
         should be: then the stream is to be closed."""
         if core in self._leaving:
             core.receive(raw, now)
+            self._has_news = True
             return
         if core.phase is Phase.HELLO and raw[0] == HelloOk.TYPE:
             message = build_message(raw)
@@ -224,6 +230,7 @@ class Cores:
         if not self.entry.connected:
             self._enter_through(core, now)
         self.routing.announced(core.table_version)
+        self._has_news = self._has_news or self.routing.is_behind
         if core.moved:
             assert core.node_id is not None
             for moved in core.moved:
@@ -273,6 +280,7 @@ class Cores:
     def disconnected(self, core: ClientCore) -> None:
         """The stream of a core is gone."""
         core.disconnected()
+        self._has_news = True
         self._drop_table_question(core)
         if core is self.entry:
             other = self._another_entry()
@@ -283,6 +291,7 @@ class Cores:
         """The node of a core could not be reached."""
         if core is not self.entry:
             self.routing.doubt()
+            self._has_news = True
 
     # --- the table ------------------------------------------------------------------------------------------------------------
 
@@ -307,6 +316,7 @@ class Cores:
         question = self._table_question
         if question is not None and question.done:
             self._table_question = self._table_core = None
+            self._has_news = True
             if question.error is None and self.routing.take(read_change(question.answer)):
                 self._is_dirty = True
                 self.entry.outbox.tell(self.memory)
@@ -327,27 +337,33 @@ class Cores:
             core.reads.forget(self._table_question)
             self._table_question = self._table_core = None
             self.routing.doubt()
+            self._has_news = True
 
     # --- time and the end -----------------------------------------------------------------------------------------------------
 
     @property
     def deadline(self) -> float:
         """When `settle` is to be called next."""
-        times = [*self._leaving.values(), *(since + IDLE_SECONDS for since in self._idle_since.values())]
-        if self._table_core is not None:
-            times.append(self._table_asked_at + TABLE_SECONDS_MAX)
-        elif self._table_sources():
-            times.append(self.routing.refresh_at)
-        return math.inf if self.closed else min(times, default=math.inf)
+        return math.inf if self.closed else self._next_at
 
-    def settle(self, now: float) -> None:
-        """Bring everything where it belongs, and do what is due."""
+    def settle(self, now: float) -> bool:
+        """Bring everything where it belongs, and do what is due. False when there was nothing to do: then no core was touched."""
         if self.closed:
-            return
+            return bool(self._ended)
+        if not (self._has_news or self._is_dirty) and now < self._next_at:
+            return False
+        self._has_news = False
         self._place_wishes(now)
         self._review(now)
         self._place_wishes(now)
         self._ask_for_table(now)
+        times = [now + REVIEW_SECONDS, *self._leaving.values(), *(since + IDLE_SECONDS for since in self._idle_since.values())]
+        if self._table_core is not None:
+            times.append(self._table_asked_at + TABLE_SECONDS_MAX)
+        elif self._table_sources():
+            times.append(self.routing.refresh_at)
+        self._next_at = min(times)
+        return True
 
     def _review(self, now: float) -> None:
         """End what nobody needs (G5)."""

@@ -321,7 +321,7 @@ class Fleet:
     def exchange(self) -> None:
         """Let everything arrive everywhere."""
         self.collect()
-        for _ in range(10_000):
+        for _ in range(1000):
             moving = [core for core, pipe in self.pipes.items() if pipe.to_node or pipe.to_client]
             if not moving:
                 return

@@ -465,8 +465,6 @@ FOUND_BY_STORMS: list[Mutant] = [
     claim_kept_at_two_nodes,
     read_forgotten_on_the_way,
     numbers_of_each_node,
-    views_of_a_former_reign_kept,
-    table_never_asked_again,
 ]
 FOUND_BY_A_STORY: list[tuple[Mutant, Callable[[], None]]] = [
     (older_table_accepted, test_routing.test_an_older_table_never_replaces_a_newer_one),
@@ -474,6 +472,8 @@ FOUND_BY_A_STORY: list[tuple[Mutant, Callable[[], None]]] = [
     (older_hint_followed, test_cores.test_an_old_node_does_not_send_back),
     (view_moved_without_its_list, test_cores.test_a_view_keeps_its_list_on_the_way),
     (view_moved_without_its_lsn, test_cores.test_everything_of_a_service_goes_along),
+    (views_of_a_former_reign_kept, test_cores.test_a_new_reign_of_the_same_node_is_subscribed_to_again),
+    (table_never_asked_again, test_cores.test_a_client_needs_no_candidate_that_it_does_not_use),
     (stray_of_a_claim_elsewhere_removed, test_cores.test_a_write_in_doubt_is_recognised_at_the_other_node),
 ]
 
