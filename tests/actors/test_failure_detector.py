@@ -13,7 +13,9 @@ from govern.core.links import Gate
 from govern.core.lived import TICK_US, LivedClock
 from govern.core.sessions import Lease, Sessions, silence_us
 from govern.core.shard import Shard
+from govern.environment import SimulatedClock
 from govern.model import Lsn, ServiceKey
+from tests.core.rig import alone
 
 SERVICE = ServiceKey("default", "orders")
 ALIVE, DEAD = b"a" * 16, b"d" * 16
@@ -30,7 +32,13 @@ class Rig:
         self.mailbox: Mailbox[SessionsMail] = Mailbox("sessions", capacity=mailbox_capacity)
         self.brake = Brake()
         self.detector = FailureDetector(
-            shard=self.shard, sessions=self.sessions, gate=self.gate, brake=self.brake, sessions_mailbox=self.mailbox
+            shard=self.shard,
+            sessions=self.sessions,
+            ownership=alone(),
+            clock=SimulatedClock(),
+            gate=self.gate,
+            brake=self.brake,
+            sessions_mailbox=self.mailbox,
         )
         self.lived = LivedClock(0)
         self.now_us = 0
