@@ -66,6 +66,7 @@ MANAGER_MAILBOX_CAPACITY: Final = 4096  # heartbeats of nodes, mostly; likewise
 UNSYNCED_DEGRADED_SECONDS: Final = 3.0
 LAG_DEGRADED_MS: Final = 500.0
 FSYNC_DEGRADED_MS: Final = 500.0
+FSYNC_RECENT_SECONDS: Final = 10.0  # what a disk did before that says nothing of it now: a node without writes would complain for ever
 
 _log = logging.getLogger(__name__)
 
@@ -321,7 +322,7 @@ class Node:
             degraded.append(f"the disk has not answered for {log.unsynced_seconds:.0f} s: writes wait for it")
         if lag_ms > LAG_DEGRADED_MS:
             degraded.append(f"the event loop was {lag_ms:.0f} ms late: something blocks it")
-        if fsync_ms > FSYNC_DEGRADED_MS:
+        if log is not None and fsync_ms > FSYNC_DEGRADED_MS and trio.current_time() - log.synced_at < FSYNC_RECENT_SECONDS:
             degraded.append(f"the last fsync took {fsync_ms:.0f} ms: the disk is slow")
         if self._store.loaded.is_set():
             degraded += self._cluster_status.degraded(is_fresh)

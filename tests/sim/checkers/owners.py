@@ -26,6 +26,7 @@ from govern.core.entries import ExpireOp, Op
 from govern.core.meta import MetaState, NodeFenced, NodeJoined, Record
 from govern.core.ownership import Ownership
 from govern.core.shard import Shard
+from govern.core.slots import SLOT_COUNT
 from govern.core.standing import LEASE_MS, Standing
 from govern.core.table import EMPTY, Table
 from govern.peer_messages import HEARTBEAT_LEASED, NodeHeartbeat, NodeHeartbeatOk
@@ -65,11 +66,15 @@ def parts_of(ownership: Ownership) -> list[tuple[int, Part]]:
     life = (*ownership.me, ownership.boot_no)
     found: list[tuple[int, Part]] = []
     first = 0
-    for term, group in itertools.groupby(ownership.terms) if ownership.acting_count else ():
-        length = sum(1 for _ in group)
+    while first < SLOT_COUNT and ownership.acting_count:
+        run = ownership.table.run_of(first)
+        last = SLOT_COUNT - 1 if run is None else run.last
+        term = ownership.terms[first]
+        if ownership.terms[first : last + 1] != [term] * (last + 1 - first):
+            last = first  # terms that are not as the table would have them are looked at one by one
         if term:
-            found.append((term, Part(first, first + length - 1, life)))
-        first += length
+            found.append((term, Part(first, last, life)))
+        first = last + 1
     return found
 
 
@@ -86,6 +91,7 @@ class Owners:
         self._writers: dict[tuple[int, int], Life] = {}  # (slot, term)
         self._versions: dict[tuple[str, int], int] = {}
         self._here: dict[str, Ownership] = {}  # the newest of each machine
+        self._parts: dict[str, list[Part]] = {}  # what that one acts for
         self._lent: dict[tuple[str, int], Lent] = {}
         self._table: Table = EMPTY
         consensus.listeners.append(self._committed)
@@ -141,7 +147,9 @@ class Owners:
         if ownership.table.version < self._versions.get(life, 0):
             self._report(Violation(f"11: {machine} goes back from table {self._versions[life]} to {ownership.table.version}"))
         self._versions[life] = ownership.table.version
-        for term, part in parts_of(ownership):
+        parts = parts_of(ownership)
+        self._parts[machine] = [part for _, part in parts]
+        for term, part in parts:
             self._judge_right(machine, mine, term)
             known = self._acting.setdefault(term, [])
             for other in known:
@@ -198,7 +206,7 @@ class Owners:
                 continue
             if self._lent_to(machine.name).until_us <= machine.clock.boot_us():
                 raise Violation(f"19: {machine.name} is fresh by a lease that nobody lent")
-            fresh += [(machine.name, part) for _, part in parts_of(node._ownership)]
+            fresh += [(machine.name, part) for part in self._parts.get(machine.name, ())]
         for (one, part), (other, its) in itertools.combinations(sorted(fresh, key=lambda each: each[1].first), 2):
             if one != other and part.meets(its):
                 raise Violation(f"19: {one} and {other} are both fresh for slots {part.first} to {part.last}")
