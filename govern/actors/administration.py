@@ -92,7 +92,7 @@ class Administration:
             if manager.controller is not None:
                 self.asked(manager, asked)
             elif manager.leader in (None, self._node_id) or not manager.deliver(manager.leader or 0, asked):
-                text = "there is no controller that could decide now: look at `status` for why, and try again"
+                text = "there is no controller now: govern status tells why; try again when there is one"
                 self.take_answer(ControllerAnswer(self._node_id, self._number, NoController.reason, text, {}))
 
     def take_answer(self, answer: ControllerAnswer) -> None:
