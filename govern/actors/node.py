@@ -26,12 +26,13 @@ import trio
 from .._version import VERSION
 from ..config import Config, build_config
 from ..core.brake import Brake
-from ..core.dispatch import Dispatch, Identity
+from ..core.dispatch import Dispatch
 from ..core.history import History
 from ..core.links import Gate
 from ..core.meta import ApplyFailed
 from ..core.ownership import Ownership
 from ..core.raft.types import Timing
+from ..core.requests import Identity
 from ..core.sessions import Sessions
 from ..core.shard import Shard
 from ..core.standing import Health

@@ -41,10 +41,10 @@ import attrs
 from govern.client.claims import Claim
 from govern.client.core import ClientCore, HelloRefused, Phase
 from govern.client.views import Cursor
-from govern.core.dispatch import Write
 from govern.core.entries import Op, RegisterOp, UpdateOp, unpack_entry
 from govern.core.limits import Limits
 from govern.core.links import Link, overdue
+from govern.core.requests import Write
 from govern.core.sessions import Silent, silence_us
 from govern.core.shard import Outcome
 from govern.errors import RemoteProtocolError, Unreachable
