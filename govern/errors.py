@@ -85,6 +85,12 @@ class Unassigned(Rejected):
     reason = "unassigned"
 
 
+class NoController(Rejected):
+    """There is no controller that could decide now: most candidates cannot be reached, or an election is under way."""
+
+    reason = "no_controller"
+
+
 class Indeterminate(GovernError):
     """The request may or may not have had its effect: the connection or the node ended before it was answered."""
 
@@ -146,5 +152,5 @@ class StorageFailed(StorageError):
 
 
 REJECTIONS: Final[dict[str, type[Rejected]]] = {
-    kind.reason: kind for kind in (Rejected, Invalid, Gone, Superseded, Evicted, Overloaded, DiskFull, Unassigned)
+    kind.reason: kind for kind in (Rejected, Invalid, Gone, Superseded, Evicted, Overloaded, DiskFull, Unassigned, NoController)
 }

@@ -18,8 +18,6 @@ class UpdateRequest(Request):
 
     changes: dict[str, Any]
     tries: int = 0
-    in_doubt: bool = False
-    """It was on its way over a connection that broke (R7)."""
 
 
 @attrs.define(eq=False)

@@ -8,10 +8,13 @@ CM1  A drain may be repeated: an instance that is draining stays so, and only th
 CM2  The owner's drain is sent under the lease of the moment, and waits while there is none.
 CM3  An eviction is sent once. When its answer is lost nobody knows whether it happened, and a repetition might hit whoever registered
      the id since: the one who asked is told so and looks for himself.
+CM4  What the node has refused because it does not answer for the slot certainly did not happen. It is sent again, after a pause or to the
+     node that does. An eviction on its way stays with the node that it was sent to.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import attrs
@@ -21,7 +24,7 @@ from ..messages import Done, Drain, Drained, Evict, Message, Refused
 from ..model import LSN_ZERO, Lsn, ServiceKey
 from .claims import Claim
 from .outbox import Outbox, Request
-from .outcomes import STOPPING, error_of
+from .outcomes import STOPPING, UNASSIGNED, error_of
 from .registrations import Registrations
 
 COMMANDS_PENDING_MAX: Final = 1024
@@ -39,10 +42,16 @@ class Command(Request):
     """Until when the node is to wait for subscribers."""
     sent: bool = False
     """On its way over this connection."""
-    in_doubt: bool = False
-    """A connection broke after it had been sent: it may have been carried out."""
+    not_before: float = -math.inf
+    """Until then the node wants to be left alone (CM4)."""
     lease: Lsn = LSN_ZERO
     """The lease under which it was sent."""
+
+    @property
+    def service(self) -> ServiceKey:
+        """The service of the instance."""
+        assert isinstance(self.message, Drain | Evict)
+        return self.message.service
 
 
 class Commands:
@@ -93,8 +102,14 @@ class Commands:
             claim = command.claim
             if claim is not None and (claim.over or claim.wanted is None):
                 self._end(command, self._registrations.no_longer(claim))
-            elif claim is None or claim.held:  # CM2
+            elif now >= command.not_before and (claim is None or claim.held):  # CM2
                 self._send(command, now)
+
+    @property
+    def deadline(self) -> float:
+        """When `pump` is to be called next, if nothing else happens."""
+        waiting = [command for command in self._pending.values() if not command.sent and (command.claim is None or command.claim.held)]
+        return min((command.not_before for command in waiting if command.not_before > -math.inf), default=math.inf)
 
     def _send(self, command: Command, now: float) -> None:
         if isinstance(command.message, Drain):
@@ -113,7 +128,27 @@ class Commands:
                     command, Indeterminate("the connection broke before the eviction was answered: look whether the instance is gone")
                 )
 
-    def answered(self, request_id: int, message: Message) -> bool:
+    def services(self) -> dict[ServiceKey, None]:
+        """The services of which something can be taken out."""
+        return {command.service: None for command in self._pending.values() if not self._stays(command)}
+
+    def _stays(self, command: Command) -> bool:
+        return command.sent and isinstance(command.message, Evict)  # CM4
+
+    def take_out(self, service: ServiceKey) -> list[Command]:
+        """Hand over what is to be asked of another node."""
+        commands = [each for each in self._pending.values() if each.service == service and not self._stays(each)]
+        for command in commands:
+            del self._pending[command.request_id]
+            command.in_doubt = command.in_doubt or command.sent
+            command.sent, command.not_before = False, -math.inf
+        return commands
+
+    def put_in(self, commands: list[Command]) -> None:
+        """Take over what was asked of another node before."""
+        self._pending.update({command.request_id: command for command in commands})
+
+    def answered(self, request_id: int, message: Message, now: float) -> bool:
         """Take an answer; False when it is not for one of ours."""
         command = self._pending.get(request_id)
         if command is None or not isinstance(message, Refused | (Drained if isinstance(command.message, Drain) else Done)):
@@ -126,6 +161,8 @@ class Commands:
         elif message.code == Gone.reason and command.claim is not None and not command.claim.over and command.claim.wanted is not None:
             command.sent = False  # CM2: the lease went, not the wish
             self._registrations.end_lease(command.claim.service, command.claim.instance_id, command.lease)
+        elif message.code == UNASSIGNED:
+            command.sent, command.not_before = False, now + self._outbox.pause(message)  # CM4
         elif message.code != STOPPING:  # the node that comes next is asked
             self._end(command, error_of(message))
         elif isinstance(command.message, Evict):

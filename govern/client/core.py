@@ -1,4 +1,4 @@
-"""The rules of a client: one session with the registry, whatever happens to its connections.
+"""The rules of a client at one node: its session there, whatever happens to its connections. `cores.py` has one of these for each node.
 
 The shell dials, reads, writes and waits; everything that is decided is decided here, without input or output and without a clock:
 `now` is handed in, in seconds of any clock that never goes back.
@@ -10,13 +10,15 @@ The shell dials, reads, writes and waits; everything that is decided is decided 
     the stream is gone        ──▶        disconnected()
     after each of these       ◀──        outbox.take()             frames to be sent, things to be woken
 
-C1  `attempt` grows with every connection, so the node always prefers the newest.
+C1  `attempt` grows with every connection of the session, to whichever node, so a node always prefers the newest.
 C2  After a Hello is accepted: a heartbeat at once, the writes that were not answered, subscriptions, reads.
 C3  A `resync` counts only if nothing moved between the heartbeat and its answer, and nothing was on its way; otherwise both sides
     spoke of different moments, and the next heartbeat tells. One that counts is followed by naming every lease (`resync.py`).
 C4  Whatever the node sends leads to a new state or to a `ProtocolError`; that costs the connection and nothing else.
 C5  A node that does not answer a heartbeat is gone, but it gets a second look: after a stall of this process the answer may be
     lying unread in the socket.
+C6  `Moved` says of a request what a refusal says: no effect, again after a pause. What it says of the slot is noted in `moved`, for
+    whoever knows the other nodes; the session itself goes nowhere.
 """
 
 from __future__ import annotations
@@ -25,16 +27,17 @@ import enum
 import math
 from typing import Any, Final
 
+import attrs
+
 from .._version import VERSION
-from ..errors import GovernError, Invalid, Overloaded, RemoteProtocolError, Stopped, Superseded, Unreachable
+from ..errors import GovernError, Invalid, RemoteProtocolError, Stopped, Superseded, Unreachable
 from ..messages import (
     HEARTBEAT_RESYNC,
     PROTOCOL_VERSION,
-    AskStatus,
+    Administered,
     Delta,
     Done,
     Drained,
-    Explain,
     Explained,
     Goodbye,
     Heartbeat,
@@ -42,27 +45,28 @@ from ..messages import (
     Hello,
     HelloOk,
     Hint,
-    Lookup,
     Lost,
     Message,
+    Moved,
     NodeStatus,
     Refused,
     Registered,
     Resumed,
     ResyncOk,
     ServiceList,
-    Services,
+    TableRows,
     View,
     build_message,
 )
-from ..model import ServiceInfo
-from .answers import Explanation
-from .commands import Commands
-from .outbox import Outbox, Request
-from .outcomes import STOPPING, error_of
+from ..model import ServiceKey
+from .claims import Claim
+from .commands import Command, Commands
+from .outbox import Numbers, Outbox, Request
+from .outcomes import STOPPING, UNASSIGNED, error_of
+from .reads import Asked, Question, Reads
 from .registrations import Registrations
 from .resync import Resyncer
-from .views import INSTANCES_MAX, Views, read_instances
+from .views import Memory, ServiceView, Views
 
 HELLO_SECONDS_MAX: Final = 5.0
 """So long may a node take to answer Hello."""
@@ -75,8 +79,12 @@ SILENCE_SECONDS_MAX: Final = 3.0
 UNANSWERED_SECONDS_MAX: Final = 30.0
 """The same when other frames do come in: a long list on a slow line may hold the answer up."""
 SECOND_LOOK_SECONDS: Final = 0.25
-READS_PENDING_MAX: Final = 1024
-"""Reads that wait for their answer; one more is refused with `Overloaded`."""
+MOVED_MS: Final = 200
+"""What a node has sent elsewhere is asked there again only after so long: five times a second when two nodes contradict each other."""
+
+
+_ANSWERS: Final = (Registered, Done, View, Resumed, ResyncOk, Refused, ServiceList, NodeStatus, Explained, Drained, TableRows, Administered)
+"""What may come late, when nobody waits for it any more."""
 
 
 class Phase(enum.Enum):
@@ -97,21 +105,45 @@ class HelloRefused(GovernError):
         self.lasting = lasting
 
 
-class ClientCore:
-    """One session: its claims, its views, its questions, and its present connection."""
+@attrs.frozen
+class Wishes:
+    """Everything that a client wants of one service."""
 
-    def __init__(self, session_id: bytes) -> None:
-        self.outbox = Outbox(spread=1 + session_id[0] / 512)
-        self.registrations = Registrations(self.outbox)
+    claims: list[Claim]
+    view: ServiceView | None
+    commands: list[Command]
+    questions: list[Question]
+
+
+@attrs.define
+class Shared:
+    """What the cores of one client share."""
+
+    numbers: Numbers = attrs.field(factory=Numbers)
+    memory: Memory = attrs.field(factory=Memory)
+    claimed: dict[tuple[ServiceKey, str], Registrations] = attrs.field(factory=dict)
+    """Every id that is claimed, and at which core."""
+
+
+class ClientCore:
+    """One session at one node: its claims, its views, its questions, and its present connection."""
+
+    def __init__(self, session_id: bytes, shared: Shared | None = None) -> None:
+        shared = shared or Shared()
+        self.outbox = Outbox(1 + session_id[0] / 512, shared.numbers)
+        self.registrations = Registrations(self.outbox, shared.claimed)
         self.commands = Commands(self.outbox, self.registrations)
         self.resync = Resyncer(self.outbox, self.registrations)
-        self.views = Views(self.outbox)
+        self.views = Views(self.outbox, shared.memory)
+        self.reads = Reads(self.outbox)
         self.phase = Phase.DOWN
         self.attempt = 0
         self.cluster_id = ""
         self.node_id: int | None = None
+        self.moved: list[Moved] = []
+        """What it has sent elsewhere since this was emptied (C6)."""
         self._session_id = session_id
-        self._reads: dict[int, Request] = {}
+        self._numbers = shared.numbers
         self._goodbye: Request | None = None
         self._interval_seconds = HEARTBEAT_SECONDS
         self._heartbeats: dict[int, tuple[float, int]] = {}  # unanswered: id -> (sent at, movements then, or -1: not comparable)
@@ -121,32 +153,28 @@ class ClientCore:
         self._dialled_at = 0.0
 
     def __repr__(self) -> str:
-        return f"<ClientCore {self.phase.name} attempt={self.attempt} {self.registrations} {self.views} reads={len(self._reads)}>"
+        parts = f"{self.registrations} {self.views} {self.reads}"
+        return f"<ClientCore of node {self.node_id} {self.phase.name} attempt={self.attempt} {parts}>"
 
     @property
     def connected(self) -> bool:
         return self.phase is Phase.UP
 
     @property
+    def table_version(self) -> int:
+        """The newest version of the table that the node has named over this connection."""
+        return self.views.table_version
+
+    @property
     def has_work(self) -> bool:
         """Whether somebody depends on the connection: it is then sought with more zeal."""
-        return bool(len(self.registrations) or len(self.views) or len(self.commands) or self._reads)
+        return bool(len(self.registrations) or len(self.views) or len(self.commands) or self.reads.is_needed)
 
     # --- what the owner asks for ----------------------------------------------------------------------------------------------
 
-    def ask(self, message: Lookup | Services | AskStatus | Explain) -> Request:
+    def ask(self, message: Asked) -> Question:
         """A read; it is repeated over connections until it is answered or forgotten. Raises `Overloaded` beyond the limit."""
-        if len(self._reads) >= READS_PENDING_MAX:
-            raise Overloaded(f"{READS_PENDING_MAX} reads of this client wait for an answer", 1.0)
-        request = Request(message, self.outbox.draw_id())
-        self._reads[request.request_id] = request
-        if self.connected:
-            self.outbox.send(message, request.request_id)
-        return request
-
-    def forget(self, request: Request) -> None:
-        """Nobody waits for this read any more."""
-        self._reads.pop(request.request_id, None)
+        return self.reads.ask(message)
 
     def goodbye(self) -> Request | None:
         """End the session; the request is done when the node has removed the ephemeral instances. None while disconnected."""
@@ -156,18 +184,49 @@ class ClientCore:
         self.outbox.send(self._goodbye.message, self._goodbye.request_id)
         return self._goodbye
 
-    def close(self) -> None:
-        """The owner has left: whoever still waits for something gets `Stopped`."""
-        error = Stopped("the registry was left: its connect() block has ended")
+    @property
+    def has_left(self) -> bool:
+        """Whether Goodbye was said, and is answered or never will be."""
+        return self._goodbye is not None and (self._goodbye.done or not self.connected)
+
+    def close(self, error: GovernError | None = None) -> None:
+        """The owner has left, or needs this node no more: whoever still waits for something gets the error, `Stopped` by default."""
+        error = error or Stopped("the registry was left: its connect() block has ended")
         self.disconnected()
         self.phase = Phase.CLOSED
-        for request in self._reads.values():
-            self.outbox.finish(request, error=error)
-        self._reads.clear()
+        self.reads.close(error)
         self.commands.close(error)
         self.registrations.close(error)
         self.views.close_all()
         self.outbox.tell(self)
+
+    # --- to another node and back -------------------------------------------------------------------------------------------------
+
+    def services(self) -> dict[ServiceKey, None]:
+        """The services of which something is wanted that can be taken elsewhere."""
+        keys = (*self.registrations.services(), *self.views.services(), *self.commands.services(), *self.reads.services())
+        return dict.fromkeys(keys)
+
+    def take_out(self, service: ServiceKey) -> Wishes:
+        """Hand over everything that is wanted of a service, for another node."""
+        return Wishes(
+            self.registrations.take_out(service),
+            self.views.take_out(service),
+            self.commands.take_out(service),
+            self.reads.take_out(service),
+        )
+
+    def put_in(self, wishes: Wishes, now: float) -> None:
+        """Take over what another core handed over."""
+        self.registrations.put_in(wishes.claims)
+        if wishes.view is not None:
+            self.views.put_in(wishes.view)
+        self.commands.put_in(wishes.commands)
+        self.reads.put_in(wishes.questions)
+        self.registrations.pump()
+        self.views.pump()
+        if self.connected:
+            self.commands.pump(now)
 
     # --- the connection -------------------------------------------------------------------------------------------------------
 
@@ -175,7 +234,7 @@ class ClientCore:
         """A stream is open: say Hello."""
         assert self.phase is Phase.DOWN, self
         self.phase = Phase.HELLO
-        self.attempt += 1  # C1
+        self.attempt = self._numbers.draw_attempt()  # C1
         self._dialled_at = self._heard_at = now
         self.outbox.send(Hello(PROTOCOL_VERSION, "", f"govern-python/{VERSION}", "", self._session_id, self.attempt))
 
@@ -184,6 +243,8 @@ class ClientCore:
         if self.phase is Phase.CLOSED:
             return
         self.phase = Phase.DOWN
+        self.views.table_version = 0
+        self.moved.clear()
         self.outbox.frames.clear()  # they were for that stream
         self._heartbeats.clear()
         self._doubted_at = math.inf
@@ -191,8 +252,7 @@ class ClientCore:
         self.commands.disconnected()
         self.registrations.disconnected()
         self.views.disconnected()
-        for request in self._reads.values():
-            request.pages = []
+        self.reads.disconnected()
         if self._goodbye is not None:
             self.outbox.tell(self._goodbye)
         self.outbox.tell(self)
@@ -217,6 +277,8 @@ class ClientCore:
             self._doubted_at + SECOND_LOOK_SECONDS,
             self.registrations.deadline,
             self.views.deadline,
+            self.reads.deadline,
+            self.commands.deadline,
         )
 
     @property
@@ -252,6 +314,8 @@ class ClientCore:
             self._send_heartbeat(now)
         self.registrations.wake(now)
         self.views.wake(now)
+        self.reads.wake(now)
+        self.commands.pump(now)
 
     def _send_heartbeat(self, now: float) -> None:
         registrations = self.registrations
@@ -285,45 +349,46 @@ class ClientCore:
             raise HelloRefused(error_of(message), lasting=message.retry_after_ms == 0 and message.code not in (STOPPING, Superseded.reason))
         if not isinstance(message, HelloOk):
             raise RemoteProtocolError(f"expected HelloOk, got {type(message).__name__}")
-        if not 1 <= message.protocol <= PROTOCOL_VERSION + 1:
-            error = RemoteProtocolError(f"the node speaks protocol {message.protocol}, this client {PROTOCOL_VERSION}: upgrade one of them")
-            raise HelloRefused(error, lasting=True)
+        check_protocol(message)
         other_cluster = bool(self.cluster_id) and message.cluster_id != self.cluster_id
         self.cluster_id, self.node_id = message.cluster_id, message.node_id
+        self.views.table_version = message.table_version
         self._interval_seconds = min(message.heartbeat_ms / 1000 or HEARTBEAT_SECONDS, HEARTBEAT_SECONDS_MAX)
         self.phase = Phase.UP
         self._goodbye = None
         self._send_heartbeat(now)  # C2
         self.registrations.connected(resumed=message.resumed, other_cluster=other_cluster)
         self.views.connected(now, other_cluster=other_cluster)
-        for request in self._reads.values():
-            self.outbox.send(request.message, request.request_id)
+        self.reads.connected()
         self.outbox.tell(self)
 
     def _dispatch(self, message: Message, request_id: int, now: float) -> None:
         if request_id == 0:
             self._pushed(message)
+        elif isinstance(message, Moved):
+            if self._answered(request_id, Refused(UNASSIGNED, f"node {message.node_id} answers for that slot", MOVED_MS), now):
+                self.moved.append(message)  # C6
         elif isinstance(message, HeartbeatOk):
             self._heartbeat_answered(message, request_id, now)
-        elif request_id in self._reads:
-            self._read_answered(self._reads[request_id], message)
         elif self._goodbye is not None and request_id == self._goodbye.request_id:
             if not self._goodbye.done:
                 self.outbox.finish(self._goodbye)
-        elif self.commands.answered(request_id, message):
-            pass
-        elif isinstance(message, Registered | Done):
-            self.registrations.answered(request_id, message, now)
-        elif isinstance(message, View | Resumed):
-            self.views.answered(request_id, message, now)
-        elif isinstance(message, ResyncOk):
-            self.resync.answered(request_id, message, now)
-        elif isinstance(message, Refused):
-            for part in (self.registrations, self.views, self.resync):
-                if part.answered(request_id, message, now):
-                    break
-        elif not isinstance(message, ServiceList | NodeStatus | Explained | Drained):  # late answers: nobody waits for them any more
+        elif not self._answered(request_id, message, now) and not isinstance(message, _ANSWERS):
             raise RemoteProtocolError(f"{type(message).__name__} is not expected from a node")
+
+    def _answered(self, request_id: int, message: Message, now: float) -> bool:
+        """Give an answer to whoever waits for it; False when nobody does (any more)."""
+        if self.reads.answered(request_id, message, now) or self.commands.answered(request_id, message, now):
+            return True
+        if isinstance(message, Registered | Done):
+            return self.registrations.answered(request_id, message, now)
+        if isinstance(message, View | Resumed):
+            return self.views.answered(request_id, message, now)
+        if isinstance(message, ResyncOk):
+            return self.resync.answered(request_id, message, now)
+        if isinstance(message, Refused):
+            return any(part.answered(request_id, message, now) for part in (self.registrations, self.views, self.resync))
+        return False
 
     def _pushed(self, message: Message) -> None:
         if isinstance(message, Refused):
@@ -342,53 +407,23 @@ class ClientCore:
         while request_id in self._heartbeats:  # answers come in order: older ones are answered with it
             del self._heartbeats[next(iter(self._heartbeats))]
         self._doubted_at = math.inf
+        self.views.table_version = max(self.table_version, message.table_version)
         self.views.node_fresh(message.fresh, now)
         _, movements = heartbeat
         if message.state == HEARTBEAT_RESYNC and movements == self.registrations.movements:  # C3
             self.resync.begin(now)
-
-    def _read_answered(self, request: Request, message: Message) -> None:
-        asked = request.message
-        more = False
-        if isinstance(message, Refused):
-            if message.code == STOPPING:
-                return  # the next connection asks again
-            self.forget(request)
-            self.outbox.finish(request, error=error_of(message))
-            return
-        if isinstance(asked, Lookup) and isinstance(message, View) and message.service == asked.service:
-            request.pages += read_instances(message.instances).values()
-            more = message.more
-        elif isinstance(asked, Services) and isinstance(message, ServiceList):
-            request.pages += map(_read_service, message.services)
-            more = message.more
-        elif isinstance(asked, AskStatus) and isinstance(message, NodeStatus):
-            request.pages.append(message.status)
-        elif isinstance(asked, Explain) and isinstance(message, Explained):
-            request.pages.append(Explanation(instances=_read_mappings(message.instances), events=_read_mappings(message.events)))
-        else:
-            raise RemoteProtocolError(f"{type(message).__name__} is no answer to {type(asked).__name__}")
-        if len(request.pages) > INSTANCES_MAX:
-            raise RemoteProtocolError(f"an answer of more than {INSTANCES_MAX} items")
-        if not more:
-            self.forget(request)
-            self.outbox.finish(request, request.pages)
 
     def validate(self) -> None:
         """Assert the invariants of all parts; for tests."""
         self.registrations.validate()
         self.commands.validate()
         self.views.validate()
+        self.reads.validate()
         assert self.connected or not self._heartbeats
 
 
-def _read_mappings(rows: list[Any]) -> tuple[dict[str, Any], ...]:
-    if not all(type(row) is dict and all(type(key) is str for key in row) for row in rows):
-        raise RemoteProtocolError("an explanation is made of mappings from text")
-    return tuple(rows)
-
-
-def _read_service(row: Any) -> ServiceInfo:
-    if type(row) is not list or [type(value) for value in row[:4]] != [str, str, int, int]:
-        raise RemoteProtocolError("a service must be [namespace, name, slot, instances]")
-    return ServiceInfo(*row[:4])
+def check_protocol(hello: HelloOk) -> None:
+    """Raise `HelloRefused` when the node speaks a protocol that this client does not."""
+    if not 1 <= hello.protocol <= PROTOCOL_VERSION + 1:
+        error = RemoteProtocolError(f"the node speaks protocol {hello.protocol}, this client {PROTOCOL_VERSION}: upgrade one of them")
+        raise HelloRefused(error, lasting=True)

@@ -10,26 +10,26 @@ from .. import messages
 from ..model import ServiceKey
 from .answers import Drained
 from .claims import Claim
-from .link import Link
+from .links import Links
 
 DRAIN_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 1.0
 """The node itself answers at the deadline; so much longer its answer may take."""
 
 
-async def wait_drained(link: Link, service: ServiceKey, instance_id: str, deadline: float, claim: Claim | None = None) -> Drained:
+async def wait_drained(links: Links, service: ServiceKey, instance_id: str, deadline: float, claim: Claim | None = None) -> Drained:
     """Drain an instance, and wait until all subscribers have applied it or the deadline has come; then who is missing is named, and
     when no node has answered at all, that is the one. Raises what the node refuses with."""
-    core = link.core
+    core = links.home(service)
     command = core.commands.drain(service, instance_id, deadline, claim)
     if core.connected:
         core.commands.pump(trio.current_time())
-    link.flush()
+    links.flush()
     try:
         with trio.move_on_at(deadline + (ANSWER_SECONDS if core.connected else 0.0)):
-            await link.wait_done(command)
+            await links.wait_done(command)
     finally:
-        core.commands.forget(command)
+        links.cores.forget_command(command)
     if not command.done:
         return Drained(applied=0, missing=("the registry: it did not answer in time",), missing_count=1)
     answer = command.answer

@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 import trio
 
 from ..model import Change, Instance, Lsn, ServiceKey
-from .core import Phase
-from .link import Link
+from .links import Links
 from .views import Cursor
 
 
@@ -23,9 +22,9 @@ class LiveView:
     pile up behind a slow consumer are merged into one. The loop ends when the block is left. One loop at a time.
     """
 
-    def __init__(self, link: Link, cursor: Cursor) -> None:
+    def __init__(self, links: Links, cursor: Cursor) -> None:
         self.closed = False
-        self._link = link
+        self._links = links
         self._cursor = cursor
         self._iterator: weakref.ref[_Changes] | None = None
 
@@ -48,7 +47,7 @@ class LiveView:
         Drawn by weight among those that are up; when there is none of these, among the suspect ones, then among all. An instance
         with weight 0 is not drawn while there is another in its place. Costs little: call it for every request.
         """
-        return self._cursor.view.choice().pick(self._link.random)
+        return self._cursor.view.choice().pick(self._links.random)
 
     @property
     def lsn(self) -> Lsn:
@@ -71,11 +70,11 @@ class LiveView:
     async def next_change(self) -> Change | None:
         """Wait for the next change; None when the block was left. Cancelling loses nothing."""
         await trio.lowlevel.checkpoint()
-        while not self.closed and self._link.core.phase is not Phase.CLOSED:
+        while not self.closed and not self._links.cores.closed:
             change = self._cursor.take()
             if change is not None:
                 return change
-            await self._link.wait(self._cursor)
+            await self._links.wait(self._cursor)
         return None
 
 

@@ -26,6 +26,8 @@ class Request:
     message: Message
     request_id: int = 0
     """0 until it is sent for the first time; a repetition keeps it."""
+    in_doubt: bool = False
+    """It was on its way when a connection broke, or when it was taken to another node: it may have had its effect."""
     pages: list[Any] = attrs.field(factory=list)
     answer: Any = None
     error: GovernError | None = None
@@ -35,23 +37,41 @@ class Request:
         return f"<Request {self.request_id} {type(self.message).__name__} {'done' if self.done else 'open'}>"
 
 
-class Outbox:
-    """The one way out of the rules. Request ids are drawn here: they only ever grow, over the whole life of the session.
+class Numbers:
+    """What only ever grows over the whole life of a session, whichever nodes it speaks to: request ids, by which a repeated write is
+    recognised, also at another node, and attempts, by which a node prefers the newest connection."""
 
-    `spread` is this session's share of jitter, from 1 to 1.5: clients that were refused at the same moment and told the same pause do not
-    come back at the same moment.
-    """
-
-    def __init__(self, spread: float = 1.0) -> None:
-        self.spread = spread
-        self.frames: list[bytes] = []
-        self.changed: dict[object, None] = {}  # in the order in which they changed first
+    def __init__(self) -> None:
         self._last_id = 0
+        self._last_attempt = 0
 
     def draw_id(self) -> int:
         """A request id that was never used in this session."""
         self._last_id += 1
         return self._last_id
+
+    def draw_attempt(self) -> int:
+        """The number of the next connection."""
+        self._last_attempt += 1
+        return self._last_attempt
+
+
+class Outbox:
+    """The one way out of the rules, to one node.
+
+    `spread` is this session's share of jitter, from 1 to 1.5: clients that were refused at the same moment and told the same pause do not
+    come back at the same moment.
+    """
+
+    def __init__(self, spread: float = 1.0, numbers: Numbers | None = None) -> None:
+        self.spread = spread
+        self.frames: list[bytes] = []
+        self.changed: dict[object, None] = {}  # in the order in which they changed first
+        self._numbers = numbers or Numbers()
+
+    def draw_id(self) -> int:
+        """A request id that was never used in this session."""
+        return self._numbers.draw_id()
 
     def send(self, message: Message, request_id: int = 0) -> None:
         """Put one frame out."""
@@ -71,6 +91,11 @@ class Outbox:
         request.answer, request.error, request.done = answer, error, True
         request.pages = []
         self.tell(request)
+
+    @property
+    def has_any(self) -> bool:
+        """Whether there is anything to be taken."""
+        return bool(self.frames or self.changed)
 
     def take(self) -> tuple[list[bytes], list[object]]:
         """All that was put out since the last call: frames in order, and the things that changed."""

@@ -13,7 +13,9 @@ from ..messages import Refused
 
 UNKNOWN: Final = Indeterminate.reason
 STOPPING: Final = "stopping"
-_CERTAIN: Final = frozenset({STOPPING, "protocol", "cluster", "denied", "loading", "unsupported"})
+UNASSIGNED: Final = "unassigned"
+"""Nobody answers for the slot at present, or another node does: whoever asked asks again, there or here."""
+_CERTAIN: Final = frozenset({STOPPING, UNASSIGNED, "protocol", "cluster", "denied", "loading", "unsupported"})
 """Codes without a class of their own that still promise that nothing happened."""
 
 RETRY_SECONDS: Final = 1.0

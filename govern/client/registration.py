@@ -12,7 +12,7 @@ from ..model import Instance, Lsn, ServiceKey, Status
 from .answers import Drained
 from .claims import Claim
 from .draining import DRAIN_SECONDS, wait_drained
-from .link import Link
+from .links import Links
 
 
 def read_status(value: Status | str) -> Status:
@@ -29,8 +29,8 @@ def read_status(value: Status | str) -> Status:
 class Registration:
     """One instance that is registered for as long as the block that made it lasts, or until it is lost."""
 
-    def __init__(self, link: Link, claim: Claim) -> None:
-        self._link = link
+    def __init__(self, links: Links, claim: Claim) -> None:
+        self._links = links
         self._claim = claim
 
     def __repr__(self) -> str:
@@ -64,8 +64,8 @@ class Registration:
         while self._claim.lost is None:
             if self._claim.removed:
                 raise Gone(f"instance {self._claim.instance_id} of {self._claim.service} was deregistered")
-            self._link.check_open()
-            await self._link.wait(self._claim)
+            self._links.check_open()
+            await self._links.wait(self._claim)
         return self._claim.lost
 
     async def update(
@@ -90,18 +90,18 @@ class Registration:
             changes["metadata"] = dict(metadata)
         if status is not None:
             changes["status"] = read_status(status)
-        self._link.check_open()
+        self._links.check_open()
         if not changes:
             await trio.lowlevel.checkpoint()
             return
-        registrations = self._link.core.registrations
+        registrations = self._links.home(self._claim.service).registrations
         request = registrations.update(self._claim, changes)
         registrations.pump()
-        self._link.flush()
+        self._links.flush()
         try:
-            await self._link.wait_done(request)
+            await self._links.wait_done(request)
         finally:
-            registrations.forget(self._claim, request)
+            self._links.home(self._claim.service).registrations.forget(self._claim, request)
 
     async def drain(self, timeout: float = DRAIN_SECONDS) -> Drained:  # noqa: ASYNC109
         """Take the instance out of traffic, and wait until everybody who subscribes to its service has noticed.
@@ -113,18 +113,18 @@ class Registration:
         connection broke before that and the drain may have been carried out over it, `Stopped` when the registry was left. Cancelling
         stops the waiting; the instance may be draining or not. Draining twice is fine.
         """
-        self._link.check_open()
+        self._links.check_open()
         deadline = trio.current_time() + timeout
-        return await wait_drained(self._link, self._claim.service, self._claim.instance_id, deadline, self._claim)
+        return await wait_drained(self._links, self._claim.service, self._claim.instance_id, deadline, self._claim)
 
     async def deregister(self) -> None:
         """Remove the instance now, also a persistent one; returns when the removal is durable and visible. One that is gone already, or
         lost, needs nothing. Waits over broken connections; cancelling stops the waiting, the removal goes on."""
         await trio.lowlevel.checkpoint()
-        registrations = self._link.core.registrations
+        registrations = self._links.home(self._claim.service).registrations
         registrations.leave(self._claim)
         registrations.pump()
-        self._link.flush()
+        self._links.flush()
         while not self._claim.over:
-            self._link.check_open()
-            await self._link.wait(self._claim)
+            self._links.check_open()
+            await self._links.wait(self._claim)

@@ -15,11 +15,20 @@ R6  A persistent instance is claimed again only when the cluster is another one.
     is not, an operator removed it.
 R7  A refusal of a repeated update speaks of the repetition alone: the update itself may have happened over the connection before, and
     its owner is told so. What became of the lease is told by the registration.
+R8  A claim can be taken to another node, with all of its service. Its lease is not held there, as far as anybody knows, and goes along as
+    `prior`; its write on the way is in doubt, and repeated there under its id. A persistent instance is in the log of its slot, wherever
+    that is (R6).
+R9  A refusal for want of a node that answers is not the end of anything: the write is made again after a pause, or at the node that does;
+    under its id if it is in doubt.
+R10 What a node holds for the session is removed when nobody wants it at any node. After a failover the new node may hold what is claimed
+    at the former one still: that claim is on its way.
+R11 A registration that is repeated over another connection keeps its id until it is settled, also when its repetition is refused for the
+    moment. Under a new id it would be another registration, and take the id back from whoever has registered it in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import attrs
@@ -30,7 +39,7 @@ from ..messages import Deregister, Done, Lost, Message, Refused, Register, Regis
 from ..model import LSN_ZERO, Instance, Lsn, ServiceKey, Status, check_instance, client_fields
 from .claims import Claim, UpdateRequest
 from .outbox import Alarms, Outbox, Request
-from .outcomes import STOPPING, UNKNOWN, error_of
+from .outcomes import STOPPING, UNASSIGNED, UNKNOWN, error_of
 
 WRITES_IN_FLIGHT_MAX: Final = 256
 """Writes on the way at the same time; the others wait in the client. Raising it costs a longer queue at the node after a reconnect."""
@@ -43,14 +52,16 @@ _CHANGEABLE: Final = {"weight": 4, "zone": 5, "version": 6, "metadata": 7, "stat
 class Registrations:
     """All claims of one session."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, claimed: dict[tuple[ServiceKey, str], Registrations] | None = None) -> None:
         self.count = 0
         self.digest = 0
         self.movements = 0
         """Grows whenever what the node holds for us may change: with each write sent or answered, and with each loss."""
         self._outbox = outbox
+        self._claimed = {} if claimed is None else claimed  # every id that is claimed at any node, and where (R10)
         self._connected = False
         self._claims: dict[tuple[ServiceKey, str], Claim] = {}
+        self._services: dict[ServiceKey, dict[Claim, None]] = {}  # the same claims, by their service
         self._queue: dict[Claim, None] = {}  # those that may have something to send
         self._in_flight: dict[int, Claim] = {}
         self._retries: Alarms[Claim] = Alarms()
@@ -92,6 +103,8 @@ class Registrations:
 
     def _install(self, claim: Claim) -> None:
         self._claims[claim.key] = claim
+        self._claimed[claim.key] = self
+        self._services.setdefault(claim.service, {})[claim] = None
         if claim.ephemeral:
             ttl = claim.shown.ttl
             self._ttls[ttl] = self._ttls.get(ttl, 0) + 1
@@ -203,15 +216,19 @@ class Registrations:
         """The connection is gone; every write in flight is to be repeated."""
         self._connected = False
         for claim in self._in_flight.values():
-            claim.repeat, claim.sent = claim.sent, None
-            if isinstance(claim.repeat, UpdateRequest):
-                claim.repeat.in_doubt = True
+            self._doubt(claim)
             if claim.over:
                 self._give_up_repeat(claim)
         self._in_flight.clear()
         for claim in self._claims.values():
             if claim.wanted is None:
                 self._outbox.tell(claim)  # whoever leaves does not wait for the next connection
+
+    def _doubt(self, claim: Claim) -> None:
+        """What is on its way will not be answered any more: it is to be repeated (R2)."""
+        assert claim.sent is not None, claim
+        claim.sent.in_doubt = True
+        claim.repeat, claim.sent = claim.sent, None
 
     def _give_up_repeat(self, claim: Claim) -> None:
         repeat, claim.repeat = claim.repeat, None
@@ -276,6 +293,42 @@ class Registrations:
         if claim.sent is None and claim not in self._retries:
             self._queue[claim] = None
 
+    # --- to another node and back -------------------------------------------------------------------------------------------------
+
+    def services(self) -> Iterable[ServiceKey]:
+        """The services that have claims."""
+        return self._services
+
+    def take_out(self, service: ServiceKey) -> list[Claim]:
+        """Hand over all claims of a service (R8). What is over stays until it is answered."""
+        claims = list(self._services.get(service, ()))
+        for claim in claims:
+            if claim.sent is not None:
+                del self._in_flight[claim.sent.request_id]
+                self._doubt(claim)
+            if claim.ephemeral:
+                self._drop_lease(claim)
+            self._queue.pop(claim, None)
+            self._retries.cancel(claim)
+            self._remove_from_books(claim)
+        self.movements += len(claims)
+        return claims
+
+    def put_in(self, claims: list[Claim]) -> None:
+        """Take over claims from another node (R8). What this node held for the session, and nobody wanted, is on its way out and goes
+        first."""
+        for claim in claims:
+            former = self._claims.get(claim.key)
+            if former is None:
+                self._install(claim)
+                continue
+            assert (former.wanted, former.after) == (None, None), (former, claim)
+            former.after = claim if claim.wanted is not None else claim.after
+            if claim.wanted is None:
+                claim.removed = True
+                self._outbox.tell(claim)
+        self.movements += len(claims)
+
     # --- what the node says ---------------------------------------------------------------------------------------------------
 
     def answered(self, request_id: int, message: Message, now: float) -> bool:
@@ -307,16 +360,17 @@ class Registrations:
             self._take_lease(claim, message)
             return
         assert isinstance(message, Refused)
-        if message.code == UNKNOWN:
+        if self._is_repeated(request, message):
             claim.repeat = request
             self._retries.set(claim, now + self._outbox.pause(message))
             return
         if claim.wanted is None:
             return
-        patient = message.code == STOPPING or (message.retry_after_ms > 0 and message.code != "disk_full")
+        patient = message.code in (STOPPING, UNASSIGNED) or (message.retry_after_ms > 0 and message.code != "disk_full")
         if claim.acknowledged:
             patient = patient or message.code in ("overloaded", "disk_full")
         if patient:
+            claim.repeat = request if request.in_doubt else None  # R11
             self._retries.set(claim, now + self._outbox.pause(message))
         elif claim.acknowledged:
             self._lose(claim, message.code)
@@ -324,6 +378,10 @@ class Registrations:
             claim.refusal = error_of(message)
             self._discard(claim)
         self._outbox.tell(claim)
+
+    def _is_repeated(self, request: Request, refused: Refused) -> bool:
+        """Whether the refusal leaves open what became of the request: then it goes out again under its id."""
+        return refused.code == UNKNOWN or (refused.code == UNASSIGNED and request.in_doubt)  # R9
 
     def _take_lease(self, claim: Claim, message: Registered) -> None:
         self._drop_lease(claim)
@@ -352,7 +410,10 @@ class Registrations:
             self._outbox.finish(request)
             return
         assert isinstance(message, Refused)
-        if message.code == STOPPING:
+        if message.code == UNASSIGNED and request.in_doubt and not claim.over:
+            claim.repeat = request  # R9
+            self._retries.set(claim, now + self._outbox.pause(message))
+        elif message.code in (STOPPING, UNASSIGNED):
             self._retries.set(claim, now + self._outbox.pause(message))
             self._again_later(claim, request)
         elif message.code == Gone.reason and (claim.over or request.tries < _UPDATE_TRIES_MAX):
@@ -363,7 +424,7 @@ class Registrations:
 
     def _removal_answered(self, claim: Claim, request: Request, message: Message, now: float) -> None:
         if isinstance(message, Refused) and message.code != Gone.reason:
-            claim.repeat = request if message.code == UNKNOWN else None
+            claim.repeat = request if self._is_repeated(request, message) else None
             self._retries.set(claim, now + self._outbox.pause(message))
             return
         self._remove(claim)  # R5
@@ -389,8 +450,10 @@ class Registrations:
         self.pump()
 
     def disown(self, service: ServiceKey, instance_id: str, lease: Lsn) -> None:
-        """The node holds an instance for this session: remove it, unless it is wanted here or on its way."""
+        """The node holds an instance for this session: remove it, unless it is wanted, here or at another node (R10), or on its way."""
         claim = self._claims.get((service, instance_id))
+        if claim is None and (service, instance_id) in self._claimed:
+            return
         if claim is None:
             nobody = Instance(id=instance_id, host="", port=0)
             self._install(Claim(service, instance_id, ephemeral=True, wanted=None, shown=nobody, lease=lease))
@@ -420,14 +483,23 @@ class Registrations:
         self._retries.cancel(claim)
         if self._claims.get(claim.key) is not claim:
             return
+        self._remove_from_books(claim)
+        if claim.after is not None and claim.after.wanted is not None:
+            self._install(claim.after)
+
+    def _remove_from_books(self, claim: Claim) -> None:
         del self._claims[claim.key]
+        if self._claimed.get(claim.key) is self:
+            del self._claimed[claim.key]
+        of_service = self._services[claim.service]
+        del of_service[claim]
+        if not of_service:
+            del self._services[claim.service]
         if claim.ephemeral:
             ttl = claim.shown.ttl
             self._ttls[ttl] -= 1
             if not self._ttls[ttl]:
                 del self._ttls[ttl]
-        if claim.after is not None and claim.after.wanted is not None:
-            self._install(claim.after)
 
     def _fail_updates(self, claim: Claim, error: GovernError) -> None:
         while claim.updates:
@@ -458,4 +530,6 @@ class Registrations:
             waits = claim in self._queue or claim in self._retries or claim.sent is not None
             settled = claim.held and claim.wanted is not None and not claim.updates
             assert waits or settled or not self._connected, claim  # nothing is forgotten
+        assert all(key in self._claimed for key in self._claims)
+        assert sum(map(len, self._services.values())) == len(self._claims)
         assert sum(self._ttls.values()) == sum(claim.ephemeral for claim in self._claims.values())

@@ -16,18 +16,20 @@ from typing import Any, Final
 import attrs
 import trio
 
+from ..core.table import EMPTY, Table, apply, read_change
 from ..environment import Environment, real_environment
 from ..errors import Indeterminate, Unreachable
-from ..messages import AskStatus, Explain, Lookup, Services
+from ..messages import Administer, AskStatus, AskTable, Explain, Lookup, Services
 from ..model import Instance, ServiceInfo, ServiceKey, Status, check_instance, check_name, check_namespace
 from .answers import Drained, Explanation
 from .cache import Cache
 from .claims import Claim
-from .core import ClientCore
 from .draining import DRAIN_SECONDS, wait_drained
 from .leaving import GOODBYE_SECONDS_MAX, LeaveBudget
-from .link import Link
+from .links import Links
 from .live_view import LiveView
+from .reading import READ_SECONDS_MAX, gather_services, wait_answer
+from .reads import Asked
 from .registration import Registration, read_status
 from .where import Where, find_addresses
 
@@ -36,8 +38,8 @@ HOST_UNTIL_CONNECTED: Final = "localhost"
 """Stands for the default host until the first connection tells it; it is never sent."""
 CACHE_PATIENCE_SECONDS: Final = 1.0
 """So long a subscription waits for the node's list when the cache has one."""
-READ_SECONDS_MAX: Final = 10.0
-"""So long a read waits for an answer, over however many connections."""
+QUESTIONS: Final = ("nodes", "table", "status")
+"""The verbs of `administer` that change nothing."""
 
 
 def _default_id(host: str, port: int) -> str:
@@ -45,41 +47,42 @@ def _default_id(host: str, port: int) -> str:
 
 
 class Registry:
-    """The registry, through one connection that is kept up by itself. Made by `connect`."""
+    """The registry, through a connection to each node that is needed, kept up by themselves. Made by `connect`."""
 
-    def __init__(self, link: Link, namespace: str, cache: Cache | None = None) -> None:
+    def __init__(self, links: Links, namespace: str, cache: Cache | None = None) -> None:
         self.namespace = namespace
-        self._link = link
+        self._links = links
         self._cache = cache
         self._budget = LeaveBudget()
 
     def __repr__(self) -> str:
-        return f"<Registry {self.namespace} {self._link}>"
+        return f"<Registry {self.namespace} {self._links}>"
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection to a node now."""
-        return self._link.core.connected
+        """Whether there is a connection now to every node that is needed for what is registered, subscribed or asked, and to one at
+        least."""
+        return self._links.cores.connected
 
     @property
     def local_host(self) -> str:
         """The address of this side of the newest connection: the host of an instance that names none."""
-        return self._link.local_host
+        return self._links.local_host
 
     @property
     def cluster_id(self) -> str:
         """The cluster of the node that was spoken to last."""
-        return self._link.core.cluster_id
+        return self._links.cores.cluster_id
 
     @property
     def node_id(self) -> int | None:
-        """The node that was spoken to last."""
-        return self._link.core.node_id
+        """The node that `status` is of: the one through which the client entered, or another one since that could not be reached."""
+        return self._links.cores.entry.node_id
 
     async def wait_connected(self) -> None:
-        """Wait until there is a connection. Raises `Stopped` when the registry was left."""
+        """Wait until it is `connected`. Raises `Stopped` when the registry was left."""
         await trio.lowlevel.checkpoint()
-        await self._link.wait_connected()
+        await self._links.wait_connected()
 
     def _service(self, name: str, namespace: str | None) -> ServiceKey:
         return ServiceKey(check_namespace(self.namespace if namespace is None else namespace), check_name(name))
@@ -113,8 +116,8 @@ class Registry:
         follows with the next connection if the registry still lives, or with the end of the ttl. With `ephemeral=False` leaving
         keeps the instance.
         """
-        self._link.check_open()
-        own_host = host if host is not None else self._link.local_host or HOST_UNTIL_CONNECTED
+        self._links.check_open()
+        own_host = host if host is not None else self._links.local_host or HOST_UNTIL_CONNECTED
         instance = Instance(
             id=_default_id(own_host, port) if id is None else id,
             host=own_host,
@@ -129,45 +132,45 @@ class Registry:
             ttl=ttl,
         )
         check_instance(instance)
-        needs_host = host is None and not self._link.local_host
+        needs_host = host is None and not self._links.local_host
         return self._registered(self._service(name, namespace), instance, needs_host=needs_host, needs_id=needs_host and id is None)
 
     @asynccontextmanager
     async def _registered(
         self, service: ServiceKey, instance: Instance, *, needs_host: bool, needs_id: bool
     ) -> AsyncIterator[Registration]:
-        registrations = self._link.core.registrations
-        self._link.check_open()
+        self._links.check_open()
         if needs_host:
-            await self._link.wait_connected()
-            host = self._link.local_host
+            await self._links.wait_any_connected()
+            host = self._links.local_host
             instance = attrs.evolve(instance, host=host, id=_default_id(host, instance.port) if needs_id else instance.id)
+        registrations = self._links.home(service).registrations
         claim = registrations.register(service, instance)
         registrations.pump()
-        self._link.flush()
+        self._links.flush()
         try:
             await trio.lowlevel.checkpoint()
             while not claim.acknowledged:
-                self._link.check_open()
+                self._links.check_open()
                 if claim.refusal is not None:
                     raise claim.refusal
-                await self._link.wait(claim)
-            yield Registration(self._link, claim)
+                await self._links.wait(claim)
+            yield Registration(self._links, claim)
         finally:
             await self._leave(claim)
 
     async def _leave(self, claim: Claim) -> None:
         """End a registration with its block. Waits for nothing while there is no connection."""
-        core = self._link.core
+        core = self._links.home(claim.service)
         if claim.wanted is not None and claim.acknowledged and not claim.ephemeral:
             core.registrations.keep(claim)
         else:
             core.registrations.leave(claim)
             core.registrations.pump()
-        self._link.flush()
+        self._links.flush()
         with self._budget.spend():
-            while core.connected and not claim.over:
-                await self._link.wait(claim)
+            while self._links.home(claim.service).connected and not claim.over:
+                await self._links.wait(claim)
 
     # --- reading --------------------------------------------------------------------------------------------------------------
 
@@ -179,15 +182,21 @@ class Registry:
         return tuple(sorted(instances, key=lambda instance: instance.id))
 
     async def services(self, namespace: str | None = None) -> tuple[ServiceInfo, ...]:
-        """The services that have instances: of this registry's namespace, of another, or with `""` of all. Waits and raises as `lookup`."""
+        """The services that have instances: of this registry's namespace, of another, or with `""` of all. Every node that answers for
+        any is asked, and a list is never short for want of an answer. Waits and raises as `lookup`."""
         namespace = self.namespace if namespace is None else namespace
-        infos: list[ServiceInfo] = await self._ask(Services(check_namespace(namespace) if namespace else ""))
+        infos = await gather_services(self._links, Services(check_namespace(namespace) if namespace else ""))
         return tuple(sorted(infos, key=lambda info: (info.namespace, info.name)))
 
     async def status(self) -> dict[str, Any]:
-        """The state of the node at the other end, in the shape of `status --json`. Waits and raises as `lookup`."""
+        """The state of one node, `node_id`, in the shape of `status --json`. Waits and raises as `lookup`."""
         pages: list[dict[str, Any]] = await self._ask(AskStatus())
         return pages[0]
+
+    async def table(self) -> Table:
+        """Which node answers for which slots, as one node knows it: its runs have `first`, `last`, `primary`, `copies`, `in_sync`
+        and `term`. For operators; a client follows the table by itself. Waits and raises as `lookup`."""
+        return apply(EMPTY, read_change(await self._ask(AskTable(0))))
 
     async def explain(self, name: str, id: str | None = None, namespace: str | None = None) -> Explanation:  # noqa: A002
         """Why an instance of a service, or each of them, is in its view or not: how it stands, and what the node remembers of it, also of
@@ -196,19 +205,11 @@ class Registry:
         pages: list[Explanation] = await self._ask(Explain(self._service(name, namespace), instance_id))
         return pages[0]
 
-    async def _ask(self, message: Lookup | Services | AskStatus | Explain) -> Any:
-        self._link.check_open()
-        core = self._link.core
-        request = core.ask(message)
-        self._link.flush()
-        try:
-            with trio.move_on_after(READ_SECONDS_MAX):
-                await self._link.wait_done(request)
-        finally:
-            core.forget(request)
-        if not request.done:
-            raise Unreachable(f"no answer within {READ_SECONDS_MAX:g} s" if core.connected else self._link.explain())
-        return request.answer
+    async def _ask(self, message: Asked, *, once: bool = False) -> Any:
+        self._links.check_open()
+        question = self._links.cores.ask(message, trio.current_time(), once=once)
+        await wait_answer(self._links, question)
+        return question.answer
 
     # --- for operators --------------------------------------------------------------------------------------------------------
 
@@ -226,8 +227,8 @@ class Registry:
         this call may have drained; else `Indeterminate`.
         """
         service, instance_id = self._service(name, namespace), check_name(id, "instance id")
-        self._link.check_open()
-        return await wait_drained(self._link, service, instance_id, trio.current_time() + timeout)
+        self._links.check_open()
+        return await wait_drained(self._links, service, instance_id, trio.current_time() + timeout)
 
     async def evict(self, name: str, id: str, *, namespace: str | None = None) -> None:  # noqa: A002
         """Remove an instance whoever holds it, and bar its session from registering that id again; returns when that is durable.
@@ -237,21 +238,40 @@ class Registry:
         and the answer did not come; it is never asked twice, for the id may be another's by then.
         """
         service, instance_id = self._service(name, namespace), check_name(id, "instance id")
-        self._link.check_open()
-        core = self._link.core
+        self._links.check_open()
+        core = self._links.home(service)
         command = core.commands.evict(service, instance_id)
         if core.connected:
             core.commands.pump(trio.current_time())
-        self._link.flush()
+        self._links.flush()
         try:
             with trio.move_on_after(READ_SECONDS_MAX):
-                await self._link.wait_done(command)
+                await self._links.wait_done(command)
         finally:
-            core.commands.forget(command)
+            self._links.cores.forget_command(command)
         if not command.done and command.sent:
             raise Indeterminate(f"the eviction was not answered within {READ_SECONDS_MAX:g} s: look whether the instance is gone")
         if not command.done:
-            raise Unreachable(self._link.explain())
+            raise Unreachable(self._links.explain(self._links.home(service)))
+
+    async def administer(self, verb: str, node_id: int = 0, **options: Any) -> dict[str, Any]:
+        """An operator's word to the whole cluster, and the controller's answer, in the shape that belongs to the verb.
+
+        For operators and their tools: verbs, options and answers are those of the command line. Any node passes it on. Waits ten
+        seconds at most. Certainly not done: a `Rejected` with what the controller says, `Unreachable` when it could not be asked. Perhaps
+        done: `Indeterminate` when it was asked and the answer did not come. Only a verb that changes nothing is asked again.
+        """
+        once = verb not in QUESTIONS
+        self._links.check_open()
+        question = self._links.cores.ask(Administer(verb, node_id, options), trio.current_time(), once=once)
+        try:
+            await wait_answer(self._links, question)
+        except Unreachable as error:
+            if once and question.sent:
+                raise Indeterminate(f"{verb} was not answered within {READ_SECONDS_MAX:g} s: look what has become of it") from error
+            raise
+        result: dict[str, Any] = question.answer[0]
+        return result
 
     # --- subscribing ----------------------------------------------------------------------------------------------------------
 
@@ -262,46 +282,46 @@ class Registry:
         cancelled, and raises `Rejected` when the node refuses for good, `Stopped` when the registry was left. With a cache that knows
         the service it waits a second at most, and not at all while there is no connection: then the view is that of the cache, and stale.
         """
-        self._link.check_open()
+        self._links.check_open()
         return self._subscribed(self._service(name, namespace))
 
     @asynccontextmanager
     async def _subscribed(self, service: ServiceKey) -> AsyncIterator[LiveView]:
-        views = self._link.core.views
-        self._link.check_open()
-        cursor = views.open(service)
-        self._link.flush()
-        live_view = LiveView(self._link, cursor)
+        self._links.check_open()
+        cursor = self._links.home(service).views.open(service)
+        self._links.flush()
+        live_view = LiveView(self._links, cursor)
         try:
             await trio.lowlevel.checkpoint()
             with trio.move_on_after(CACHE_PATIENCE_SECONDS if cursor.view.cached else math.inf):
-                while not (cursor.view.ready or (cursor.view.cached and not self._link.core.connected)):
-                    self._link.check_open()
+                while not (cursor.view.ready or (cursor.view.cached and self._links.is_out_of_reach(service))):
+                    self._links.check_open()
                     if cursor.view.refusal is not None:
                         raise cursor.view.refusal
-                    await self._link.wait(cursor)
+                    await self._links.wait(cursor)
             cursor.skip()
             yield live_view
         finally:
             live_view.closed = True
-            views.close(cursor)
-            self._link.core.outbox.tell(cursor)
-            self._link.flush()
+            self._links.home(service).views.close(cursor)
+            self._links.ring(cursor)
+            self._links.flush()
 
     # --- the end --------------------------------------------------------------------------------------------------------------
 
     async def _farewell(self) -> None:
-        """Say Goodbye, if there is somebody to say it to, and end whatever still waits."""
-        core = self._link.core
-        request = core.goodbye()
-        self._link.flush()
+        """Say Goodbye to every node that hears it, and end whatever still waits."""
+        cores = self._links.cores
+        goodbyes = cores.goodbye()
+        self._links.flush()
         with self._budget.spend(GOODBYE_SECONDS_MAX):
             if self._cache is not None:
-                await self._cache.save(core.views)  # while the answer to Goodbye is on its way
-            while request is not None and core.connected and not request.done:
-                await self._link.wait(request)
-        core.close()
-        self._link.flush()
+                await self._cache.save(cores)  # while the answers to Goodbye are on their way
+            for core, request in goodbyes:
+                while core.connected and not request.done:
+                    await self._links.wait(request)
+        cores.close()
+        self._links.flush()
 
 
 @asynccontextmanager
@@ -316,24 +336,25 @@ async def connect(
     """Connect to a registry for as long as the block lasts.
 
     `where` is a node of this process (dialled through its own doors), `"host:port,host:port"`, a sequence of addresses, or None: then
-    the variable GOVERN_CONNECT, else 127.0.0.1:7400. The addresses are tried in turn, starting anywhere.
+    the variable GOVERN_CONNECT, else 127.0.0.1:7400. The addresses are tried in turn, starting anywhere. Any node of a cluster will do: the
+    client learns of the others, goes to the node of each service by itself, and depends on no node that it does not need.
 
     Raises `Invalid` for a bad address, `Unreachable` when nobody answers within `timeout` seconds (`math.inf` waits), and what the
     nodes say when all of them refuse this client for good. Later breaks are silent: the connection is sought again, and everything that
     was registered and subscribed is put back; `registry.connected` tells. Leaving says Goodbye; together with all that is left inside
     the block it takes at most one second. An exception of the block comes out as it is, never in a group.
 
-    `cache` names a file in which the last known views are kept, so that a program can start while no node can be reached: with
+    `cache` names a file in which the last known views and nodes are kept, so that a program can start while no node can be reached: with
     a usable file entering does not raise `Unreachable`, and subscriptions begin with what the file knows. It is written when a view
     changes, at most once a second. A file that is damaged or cannot be written is a warning in the log and nothing else.
     """
     check_namespace(namespace)
     addresses, doors = find_addresses(where)
     environment = environment or doors or real_environment()
-    link = Link(ClientCore(environment.random.randbytes(16)), environment, addresses)
+    links = Links(environment, addresses)
     keeper = None if cache is None else Cache(environment, str(cache))
-    known = None if keeper is None else await keeper.load(link.core.views)
-    registry = Registry(link, namespace, keeper)
+    known = None if keeper is None else await keeper.load(links.cores)
+    registry = Registry(links, namespace, keeper)
     body_error: BaseException | None = None
     crash: BaseException | None = None
 
@@ -345,7 +366,7 @@ async def connect(
         nonlocal crash
         with upkeep:
             try:
-                await _run(link, keeper)
+                await _run(links, keeper)
             except trio.Cancelled:
                 raise
             except BaseException as error:  # our own bug, or a signal that hit this task: the block must not go on without its link
@@ -360,7 +381,7 @@ async def connect(
                 nursery.start_soon(keep_up, body)
                 try:
                     try:
-                        await link.wait_first(timeout, needed=known is None)
+                        await links.wait_first(timeout, needed=known is None)
                         yield registry
                     finally:
                         await registry._farewell()
@@ -375,12 +396,12 @@ async def connect(
         raise body_error
 
 
-async def _run(link: Link, keeper: Cache | None) -> None:
-    """Keep the connection up, and the cache, until cancelled."""
+async def _run(links: Links, keeper: Cache | None) -> None:
+    """Keep the connections up, and the cache, until cancelled."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(link.run)
+        nursery.start_soon(links.run)
         if keeper is not None:
-            nursery.start_soon(keeper.run, link)
+            nursery.start_soon(keeper.run, links)
 
 
 def _alone(error: BaseException) -> BaseException:

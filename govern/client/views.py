@@ -13,6 +13,9 @@ V8  `Applied` is said of a list or a delta exactly when it has become the view: 
 V9  A view from the cache is stale until the node has answered, and its lsn is zero: the node sends the whole list. V3 protects it too.
 V10 After a change of cluster a list that lacks an instance in hand is held back for four seconds: a registry that lost its memory learns
     of the living only as they come back.
+V11 A view can be taken to another node. It keeps its list and its lsn, and is stale until that node has answered.
+V12 A subscription ends with the reign of the node over the slot. A term is the version of the table that granted it: when it is later
+    than what the node had when it was asked, it is asked again, from the lsn in hand.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from ..messages import Applied, Delta, Hint, Refused, Resumed, Subscribe, Unsubs
 from ..model import LSN_ZERO, Change, Instance, Lsn, ServiceKey, Status, instance_from_public
 from .balance import Choice
 from .outbox import Alarms, Outbox
-from .outcomes import STOPPING, UNKNOWN, error_of
+from .outcomes import STOPPING, UNASSIGNED, UNKNOWN, error_of
 
 SUBSCRIBES_IN_FLIGHT_MAX: Final = 64
 """Subscriptions that are asked for at the same time: each may be answered by a long list."""
@@ -121,6 +124,8 @@ class ServiceView:
     misfits: int = 0
     asked: int = 0
     """The request id of the subscription that is being asked for, or 0."""
+    asked_version: int = 0
+    """The version of the table that the node had when it was asked last, as far as it had said."""
     pages: dict[str, Instance] | None = None
     pages_lsn: Lsn = LSN_ZERO
     refusal: GovernError | None = None
@@ -178,10 +183,23 @@ class ServiceView:
         self.ordered = self.prepared = None
 
 
-class Views:
-    """All views of one session."""
+class Memory:
+    """What the views of a client share, at whichever nodes they are. Whoever waits for it is woken when a list has changed."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self) -> None:
+        self.kept: dict[ServiceKey, tuple[Instance, ...]] | None = None
+        """The last lists of services that have no view any more, for the cache; None when there is none."""
+        self.doubt_until = -math.inf
+        """Until when lists that lack an instance are held back (V10)."""
+
+
+class Views:
+    """All views that one client has at one node."""
+
+    def __init__(self, outbox: Outbox, memory: Memory | None = None) -> None:
+        self.memory = memory or Memory()
+        self.table_version = 0
+        """The newest version of the table that the node has named."""
         self._outbox = outbox
         self._connected = False
         self._views: dict[ServiceKey, ServiceView] = {}
@@ -189,9 +207,7 @@ class Views:
         self._in_flight: dict[int, ServiceView] = {}
         self._held_back: dict[ServiceView, None] = {}
         self._fresh = True
-        self._doubt_until = -math.inf
         self._retries: Alarms[ServiceView] = Alarms()
-        self._kept: dict[ServiceKey, tuple[Instance, ...]] | None = None  # last lists of services without a view, for the cache
 
     def __repr__(self) -> str:
         return f"<Views {len(self._views)} queued={len(self._queue)} in_flight={len(self._in_flight)}>"
@@ -208,12 +224,15 @@ class Views:
     def keep(self, lists: Mapping[ServiceKey, tuple[Instance, ...]]) -> None:
         """Begin with these last known lists, and keep the last list of every service from now on. Before the first view is opened."""
         assert not self._views, self
-        self._kept = dict(lists)
+        self.memory.kept = dict(lists)
 
     def last_known(self) -> dict[ServiceKey, tuple[Instance, ...]]:
-        """The last known list of every service that ever had a view; whoever waits for this object is woken when it changes."""
-        ready = {service: view.without_suspicion() for service, view in self._views.items() if view.ready}
-        return {**(self._kept or {}), **ready}
+        """The last known list of every service that ever had a view."""
+        return {**(self.memory.kept or {}), **self.ready_lists()}
+
+    def ready_lists(self) -> dict[ServiceKey, tuple[Instance, ...]]:
+        """The lists of those that had a whole committed one."""
+        return {service: view.without_suspicion() for service, view in self._views.items() if view.ready}
 
     # --- what the owner asks for ----------------------------------------------------------------------------------------------
 
@@ -222,8 +241,9 @@ class Views:
         view = self._views.get(service)
         if view is None:
             view = self._views[service] = ServiceView(service)
-            if self._kept is not None and service in self._kept:
-                view.instances, view.cached = {instance.id: instance for instance in self._kept[service]}, True
+            kept = self.memory.kept
+            if kept is not None and service in kept:
+                view.instances, view.cached = {instance.id: instance for instance in kept[service]}, True
             self._queue[view] = None
             self.pump()
         cursor = Cursor(view)
@@ -242,13 +262,49 @@ class Views:
             self.pump()
 
     def _discard(self, view: ServiceView) -> None:
+        if self.memory.kept is not None and view.ready:
+            self.memory.kept[view.service] = view.without_suspicion()
+        self._remove_from_books(view)
+
+    def _remove_from_books(self, view: ServiceView) -> None:
         del self._views[view.service]
-        if self._kept is not None and view.ready:
-            self._kept[view.service] = view.without_suspicion()
         self._queue.pop(view, None)
         self._retries.cancel(view)
         self._held_back.pop(view, None)
         self._in_flight.pop(view.asked, None)  # an answer that still comes is ignored
+
+    # --- to another node and back -------------------------------------------------------------------------------------------------
+
+    def services(self) -> Iterable[ServiceKey]:
+        """The services that have a view."""
+        return self._views
+
+    def take_out(self, service: ServiceKey) -> ServiceView | None:
+        """Hand over the view of a service, if there is one (V11)."""
+        view = self._views.get(service)
+        if view is None:
+            return None
+        if self._connected and (view.live or view.asked or view.misfits):
+            self._outbox.send(Unsubscribe(service))
+        self._remove_from_books(view)
+        view.live, view.asked, view.pages, view.misfits = False, 0, None, 0
+        self._tell(view)
+        return view
+
+    def put_in(self, view: ServiceView) -> None:
+        """Take over a view from another node (V11)."""
+        assert view.service not in self._views, view
+        self._views[view.service] = view
+        self._queue[view] = None
+
+    def renew(self, service: ServiceKey, term: int) -> None:
+        """The reign of the node over the service began with this version of the table: who asked before that is asked again (V12)."""
+        view = self._views.get(service)
+        if view is not None and (view.live or view.asked) and view.asked_version < term:
+            self._in_flight.pop(view.asked, None)  # an answer that still comes is ignored
+            view.live, view.asked, view.pages = False, 0, None
+            self._ask_again(view)
+            self._tell(view)
 
     # --- the connection -------------------------------------------------------------------------------------------------------
 
@@ -256,7 +312,7 @@ class Views:
         """A connection is up: subscribe again, from the lsn in hand."""
         self._connected = True
         if other_cluster:
-            self._doubt_until = now + DOUBT_SECONDS  # V10
+            self.memory.doubt_until = now + DOUBT_SECONDS  # V10
         for view in self._views.values():
             if other_cluster:
                 view.lsn = LSN_ZERO  # its numbers mean nothing there; its instances stay until there is a new list
@@ -275,15 +331,18 @@ class Views:
 
     def node_fresh(self, fresh: bool, now: float) -> None:
         """What the node says of itself with each heartbeat. Costs something only when it is news."""
-        if now >= self._doubt_until:
-            self._doubt_until = -math.inf
+        if now >= self.memory.doubt_until:
+            self.memory.doubt_until = -math.inf
         if fresh != self._fresh:
-            self._fresh = fresh
-            for view in self._views.values():
-                view.fresh = fresh
+            self._set_fresh(fresh)
         if fresh and self._held_back:
             for view in list(self._held_back):
                 self._ask_again(view)
+
+    def _set_fresh(self, fresh: bool) -> None:
+        self._fresh = fresh
+        for view in self._views.values():
+            view.fresh = fresh
 
     def wake(self, now: float) -> None:
         """The moment of `deadline` has come."""
@@ -298,7 +357,7 @@ class Views:
             del self._queue[view]
             if view.asked:
                 continue
-            view.asked = self._outbox.draw_id()
+            view.asked, view.asked_version = self._outbox.draw_id(), self.table_version
             view.live, view.pages = False, None
             self._in_flight[view.asked] = view
             self._outbox.send(Subscribe(view.service, self._known(view)), view.asked)
@@ -350,12 +409,13 @@ class Views:
         """The list is complete: it becomes the view, unless it must be held back (V1, V3)."""
         instances, view.pages = view.pages or {}, None
         view.live, view.fresh = True, message.fresh
+        if self._fresh and not message.fresh:
+            self._set_fresh(False)  # the node says it of itself
         is_older = view.ready and message.lsn < view.lsn  # V1
         is_loss = bool(view.instances) and not instances and not message.fresh  # V3
-        if self._doubt_until > -math.inf and not view.instances.keys() <= instances.keys():
+        if self.memory.doubt_until > -math.inf and not view.instances.keys() <= instances.keys():
             is_loss = True  # V10
         view.held_back = is_older or is_loss
-        self._fresh = self._fresh and message.fresh
         if view.held_back:
             self._held_back[view] = None
         else:
@@ -382,7 +442,7 @@ class Views:
         self._tell(view)
 
     def _refused(self, view: ServiceView, message: Refused, now: float) -> None:
-        patient = view.ready or view.cached or message.retry_after_ms > 0 or message.code in (STOPPING, UNKNOWN)
+        patient = view.ready or view.cached or message.retry_after_ms > 0 or message.code in (STOPPING, UNASSIGNED, UNKNOWN)
         if patient:
             self._retries.set(view, now + self._outbox.pause(message))
         else:
@@ -430,8 +490,8 @@ class Views:
     def _changed(self, view: ServiceView) -> None:
         """A list has changed for good: news for the cache."""
         view.cached = False
-        if self._kept is not None:
-            self._outbox.tell(self)
+        if self.memory.kept is not None:
+            self._outbox.tell(self.memory)
 
     def _tell(self, view: ServiceView) -> None:
         for cursor in view.cursors:

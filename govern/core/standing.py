@@ -114,6 +114,7 @@ class Standing:
         self._see(boot_us)
         if self._asked_us is not None and now_us - self._asked_us >= ANSWER_US and self._target is not None:
             self._avoided[self._target] = now_us + AVOID_US
+            self._asked_us = None  # whoever is asked next, be it the same again for want of another, has its own time to answer
             self._choose(now_us)
             self._asked_us = None  # where there is no other candidate the same one is asked anew, and has its second again
         if now_us < self._send_us:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 import govern
-from govern.client.cache import SAVE_SECONDS, Damaged, decode, encode
+from govern.client.cache import SAVE_SECONDS, Damaged, Known, decode, encode
 from govern.environment import Environment, SimulatedClock
 from govern.errors import Invalid, Unreachable
 from govern.messages import Refused, View
@@ -50,8 +50,8 @@ def test_lists_come_back_as_they_went() -> None:
         ORDERS: (instance("a"), instance("b", metadata={"k": "v"}, status=Status.DRAINING, ephemeral=False, ttl=9.0, weight=0.5, zone="z")),
         OTHER: (),
     }
-    assert decode(encode(lists)) == lists
-    assert json.loads(encode(lists))["views"][0]["instances"][0] == instance("a").to_json()  # readable for people and other programs
+    assert decode(encode(Known(lists))) == Known(lists)
+    assert json.loads(encode(Known(lists)))["views"][0]["instances"][0] == instance("a").to_json()  # readable for people and other programs
 
 
 @given(data=st.binary(max_size=60))
@@ -64,7 +64,7 @@ def test_bytes_that_are_no_cache_are_refused(data: bytes) -> None:
 @given(place=st.integers(0, 10_000), byte=st.integers(0, 255), cut=st.booleans())
 def test_a_damaged_file_is_refused_or_still_a_list(place: int, byte: int, cut: bool) -> None:
     """One byte changed, or the end missing: it is refused, or what it says is an instance by all rules."""
-    good = encode({ORDERS: (instance("a", metadata={"k": "v"}),)})
+    good = encode(Known({ORDERS: (instance("a", metadata={"k": "v"}),)}))
     place %= len(good)
     damaged = good[:place] if cut else good[:place] + bytes([byte]) + good[place + 1 :]
     try:
@@ -92,7 +92,7 @@ def test_a_damaged_file_is_refused_or_still_a_list(place: int, byte: int, cut: b
 )
 def test_each_field_is_checked(name: str, value: object) -> None:
     """One value that cannot be spoils the file: half of a truth is not shown as the whole."""
-    file = json.loads(encode({ORDERS: (instance(),)}))
+    file = json.loads(encode(Known({ORDERS: (instance(),)})))
     file["views"][0]["instances"][0][name] = value
     with pytest.raises(Damaged):
         decode(json.dumps(file).encode())
@@ -103,8 +103,8 @@ def test_each_field_is_checked(name: str, value: object) -> None:
 
 def test_a_file_of_another_version_is_refused() -> None:
     """What a later version writes is not guessed at."""
-    with pytest.raises(Damaged, match="version 2"):
-        decode(b'{"format": "govern views", "version": 2, "views": []}')
+    with pytest.raises(Damaged, match="version 3"):
+        decode(b'{"format": "govern views", "version": 3, "views": []}')
 
 
 # --- the rules ----------------------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ async def test_a_file_that_cannot_be_used_is_as_none(
         assert len(warnings) == (damage is not None)
         await world.start()
         await fill(world, files)
-    assert len(decode(files.contents[PATH])[ORDERS]) <= 1
+    assert len(decode(files.contents[PATH]).lists[ORDERS]) <= 1
 
 
 async def test_a_disk_that_fails_is_a_warning(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
@@ -293,7 +293,7 @@ async def test_a_disk_that_fails_is_a_warning(autojump_clock: MockClock, caplog:
                 files.fails = False
                 async with registry.register("orders", port=83):
                     await trio.sleep(2)
-                    assert [each.port for each in decode(files.contents[PATH])[ORDERS]] == [83]
+                    assert [each.port for each in decode(files.contents[PATH]).lists[ORDERS]] == [83]
 
 
 async def test_the_file_is_written_once_a_second_at_most_and_on_leaving(autojump_clock: MockClock) -> None:
@@ -317,7 +317,7 @@ async def test_the_file_is_written_once_a_second_at_most_and_on_leaving(autojump
                         assert files.writes == quiet
                         await registration.update(metadata={"n": "last"})
                         await trio.sleep(0.05)
-                assert decode(files.contents[PATH])[ORDERS][0].metadata == {"n": "last"}
+                assert decode(files.contents[PATH]).lists[ORDERS][0].metadata == {"n": "last"}
 
 
 async def test_a_cache_needs_files(autojump_clock: MockClock) -> None:
@@ -331,7 +331,7 @@ async def test_a_cache_needs_files(autojump_clock: MockClock) -> None:
 async def test_a_refusal_for_good_is_raised_in_spite_of_a_cache(autojump_clock: MockClock) -> None:
     """A cache bridges an outage, not a mistake."""
     files = SimFiles()
-    files.contents[PATH] = encode({ORDERS: (instance(),)})
+    files.contents[PATH] = encode(Known({ORDERS: (instance(),)}))
 
     async def refuse(stream: trio.abc.HalfCloseableStream) -> None:
         await stream.receive_some()

@@ -289,7 +289,7 @@ async def test_host_and_id_have_defaults(autojump_clock: MockClock) -> None:
 async def test_an_ipv6_host_makes_an_id_too(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, host: str, name: str) -> None:
     """Ids know neither brackets nor percent signs: the default id of such a host has none, and the instance is registered."""
     async with open_registry() as (_, registry):
-        monkeypatch.setattr(registry._link, "local_host", host)
+        monkeypatch.setattr(registry._links, "local_host", host)
         async with registry.register("orders", port=80) as registration:
             assert (registration.instance.host, registration.instance.id) == (host, name)
         async with registry.register("orders", port=80, host="::1") as registration:
@@ -661,7 +661,7 @@ async def test_our_own_bug_ends_the_block(autojump_clock: MockClock, monkeypatch
 
         async def run() -> None:
             async with govern.connect("node1", environment=doors(world)) as registry:
-                monkeypatch.setattr(registry._link.core, "receive", crash)
+                monkeypatch.setattr(registry._links.cores.entry, "receive", crash)
                 await trio.sleep_forever()
 
         with pytest.raises(AssertionError, match="a bug"):

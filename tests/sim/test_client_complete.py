@@ -156,20 +156,20 @@ async def a_client_stands_still(seed: int, *, is_stopped: bool) -> tuple[float, 
             govern.connect(NODE, environment=environment) as registry,
             registry.register("orders", id="still", port=80) as registration,
         ):
-            core, lease_id = registry._link.core, registration.lease_id
+            core, lease_id = registry._links.cores.entry, registration.lease_id
             await trio.sleep(world.random.uniform(3, 6))
             stopped_at = trio.current_time()
             if is_stopped:
                 core.__class__ = StoppedCore
                 door.is_open = trio.Event()
-                registry._link._moved.set()
+                registry._links.link_of(core)._moved.set()
             else:
                 world.network.partition("still", "node1")
             await trio.sleep(8)
             if is_stopped:
                 core.__class__ = ClientCore
                 door.is_open.set()
-                registry._link._moved.set()
+                registry._links.link_of(core)._moved.set()
             else:
                 world.network.heal()
             back = await until(lambda: any(each.status is Status.UP for each in watch.view.instances))
@@ -242,13 +242,13 @@ async def two_claim_one_id(seed: int) -> list[str]:
         await until(lambda: held)
         registry, first = held["x"]
         told: list[str] = []
-        lost = registry._link.core.registrations.lost
+        lost = registry._links.cores.entry.registrations.lost
 
         def note(message: Lost) -> None:
             told.append(message.reason)
             lost(message)
 
-        registry._link.core.registrations.lost = note  # type: ignore[method-assign]
+        registry._links.cores.entry.registrations.lost = note  # type: ignore[method-assign]
         environment = world.environment(world.machine("second", memory=True))
         async with govern.connect(NODE, environment=environment) as other, other.register("orders", id="x", port=81) as second:
             with trio.fail_after(1):

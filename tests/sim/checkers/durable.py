@@ -83,7 +83,7 @@ class Durable:
 
         async def append_and_note(log: Log, records: Sequence[Record]) -> None:
             await append(log, records)
-            if isinstance(log._storage, SimStorage) and is_synced(log._storage):  # a candidate's log sees its disk through a view
+            if isinstance(log._storage, SimStorage) and is_synced(log._storage):
                 slots = self._slots.setdefault(log._storage.name, {})
                 slots.update({record.slot: Lsn(record.term, record.seq) for record in records})
 
