@@ -23,6 +23,7 @@ from .errors import (
     GovernError,
     Indeterminate,
     Invalid,
+    NoController,
     NodeFailed,
     Overloaded,
     ProtocolError,
@@ -30,6 +31,7 @@ from .errors import (
     Stopped,
     StorageError,
     Superseded,
+    Unassigned,
     Unreachable,
 )
 from .model import Change, Instance, Lsn, ServiceInfo, ServiceKey, Status
@@ -49,6 +51,7 @@ __all__ = [
     "Invalid",
     "LiveView",
     "Lsn",
+    "NoController",
     "Node",
     "NodeFailed",
     "Overloaded",
@@ -62,6 +65,7 @@ __all__ = [
     "Stopped",
     "StorageError",
     "Superseded",
+    "Unassigned",
     "Unreachable",
     "__version__",
     "connect",

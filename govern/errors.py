@@ -79,10 +79,16 @@ class DiskFull(Rejected):
 
 
 class Unassigned(Rejected):
-    """Nobody acts for the slot of this service now: it was not assigned yet, or its node was not given it in its present life. Clients wait and
-    try again by themselves."""
+    """Nobody acts for the slot of this service now: it was not assigned yet, or its node was not given it in its present life. Clients
+    wait and try again by themselves."""
 
     reason = "unassigned"
+
+
+class NoController(Rejected):
+    """There is no controller that could decide now: most candidates cannot be reached, or an election is under way."""
+
+    reason = "no_controller"
 
 
 class Indeterminate(GovernError):
@@ -146,5 +152,5 @@ class StorageFailed(StorageError):
 
 
 REJECTIONS: Final[dict[str, type[Rejected]]] = {
-    kind.reason: kind for kind in (Rejected, Invalid, Gone, Superseded, Evicted, Overloaded, DiskFull, Unassigned)
+    kind.reason: kind for kind in (Rejected, Invalid, Gone, Superseded, Evicted, Overloaded, DiskFull, Unassigned, NoController)
 }

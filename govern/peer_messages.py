@@ -178,8 +178,8 @@ class Append(RaftMessage):
 
 @attrs.frozen
 class AppendAnswer(RaftMessage):
-    """`index` is how far the log agrees and is durable when `ok`; else the last index that may agree, with its term. Two answers may come
-    to one Append: that it arrived, and later that it is durable."""
+    """`index` is how far the log agrees and is durable when `ok`; else the last index that may agree, with its term. An Append
+    with entries is answered when they are durable, or not at all."""
 
     TYPE: ClassVar[int] = 115
     ok: bool = _field(checks.flag)

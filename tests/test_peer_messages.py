@@ -53,7 +53,7 @@ EXAMPLES: Final[tuple[Message, ...]] = (
     APPEND,
     peer_messages.AppendAnswer(TWO, ONE, 5, True, 102, 5, 77),
     PIECE,
-    peer_messages.SnapshotAnswer(TWO, ONE, 5, 90, 262_153, True, 78),
+    peer_messages.SnapshotAnswer(TWO, ONE, 5, 90, 262_153, 78),
     peer_messages.TimeoutNow(ONE, TWO, 5),
     peer_messages.NodeRegister(*LIFE, 1, "10.0.0.2:7400", "10.0.0.2:7401", True, False, False),
     peer_messages.NodeRegistered(*LIFE, 1, 120, ""),

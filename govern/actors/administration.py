@@ -19,9 +19,9 @@ import attrs
 import trio
 
 from ..core.controller import DecisionRefused
-from ..core.dispatch import Word
 from ..core.ownership import Ownership
-from ..errors import Indeterminate, Rejected
+from ..core.requests import Word
+from ..errors import Indeterminate, NoController, Rejected
 from ..messages import Administered, Message, Refused
 from ..peer_messages import AskController, ControllerAnswer, Member
 from .election import Election
@@ -35,7 +35,6 @@ WORD_SECONDS: Final = 9.0
 """Less than a client waits, so that it hears what is known."""
 ASKED_MAX: Final = 256
 """Words that wait on the controller; more are refused."""
-NO_CONTROLLER: Final = "no_controller"
 
 
 @attrs.define(eq=False)
@@ -93,15 +92,15 @@ class Administration:
             if manager.controller is not None:
                 self.asked(manager, asked)
             elif manager.leader in (None, self._node_id) or not manager.deliver(manager.leader or 0, asked):
-                text = "there is no controller that could decide now: look at `status` for why, and try again"
-                self.take_answer(ControllerAnswer(self._node_id, self._number, NO_CONTROLLER, text, {}))
+                text = "there is no controller now: govern status tells why; try again when there is one"
+                self.take_answer(ControllerAnswer(self._node_id, self._number, NoController.reason, text, {}))
 
     def take_answer(self, answer: ControllerAnswer) -> None:
         """The controller's answer to a word that came to this node."""
         word, _ = self._words.pop(answer.number, (None, 0.0))
         if word is None or answer.origin != self._node_id:
             return
-        retry_ms = 1000 if answer.code == NO_CONTROLLER else 0
+        retry_ms = 1000 if answer.code == NoController.reason else 0
         said: Message = Refused(answer.code, answer.text, retry_ms) if answer.code else Administered(answer.result)
         try:
             self._sessions_mailbox.post(WordAnswered(word, said))
@@ -130,7 +129,7 @@ class Administration:
         self._asked[token] = _Asked(message, trio.current_time() + WORD_SECONDS)
         handler = self._verbs.get(message.verb)
         if manager.controller is None:
-            self._answer(manager, token, NO_CONTROLLER, f"node {self._node_id} is not the controller any more: try again")
+            self._answer(manager, token, NoController.reason, f"node {self._node_id} is not the controller any more: try again")
         elif handler is None:
             self._answer(manager, token, Rejected.reason, f"there is no verb {message.verb[:64]!r}: upgrade the controller's node")
         elif len(self._asked) > ASKED_MAX:
@@ -155,7 +154,7 @@ class Administration:
         elif mail.leads:
             self._answer(manager, mail.number, "", "", self._nodes(manager))  # O2
         else:
-            self._answer(manager, mail.number, NO_CONTROLLER, "this node could not show that it is still the controller: try again")
+            self._answer(manager, mail.number, NoController.reason, "this node could not show that it is still the controller: try again")
 
     def _answer(self, manager: SlotManager, token: int, code: str, text: str, result: dict[str, Any] | None = None) -> None:
         asked = self._asked.pop(token, None)

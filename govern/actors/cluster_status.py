@@ -37,8 +37,8 @@ class ClusterStatus:
         }
 
     def _role(self) -> str:
-        if self._manager.controller is not None:
-            return "controller"
+        if self._manager.controller is not None and self._election is not None and self._election.leads:
+            return "controller"  # both: the slot manager hears a moment later that it is over, and `term` is the election's
         is_voter = any(member.node_id == self._node_id for member in self._membership.voters)
         return "candidate" if is_voter else "node"
 
@@ -78,14 +78,16 @@ class ClusterStatus:
 
     def _no_controller(self) -> str:
         voters = [candidate for candidate in self._candidates() if candidate["voter"]]
-        effect = "everything registered stays and can be read and changed, nothing expires, no node is replaced"
+        effect = "what is registered stays, can be read and changed, and does not expire"
         if not voters:
             return f"no controller is known, and no candidate can be reached: {effect}"
         missing = [str(candidate["node_id"]) for candidate in voters if not candidate["reachable"]]
-        if not missing:
+        if 2 * (len(voters) - len(missing)) > len(voters):
             return f"no controller: an election is under way; until then {effect}"
-        names = f"candidate{'s' * (len(missing) > 1)} {', '.join(missing)}"
-        return f"no controller: {names} of {len(voters)} cannot be reached; until a majority is back {effect}"
+        names = f"candidate{'s' * (len(missing) > 1)} {_in_words(missing)}"
+        return (
+            f"no controller: {names} cannot be reached, and {len(voters) // 2 + 1} of {len(voters)} must agree on one; until then {effect}"
+        )
 
     def _about_the_table(self) -> list[str]:
         manager, table = self._manager, self._ownership.table
@@ -98,3 +100,8 @@ class ClusterStatus:
             for node in table.nodes
             if node.state != "up" and node.node_id != self._node_id
         ]
+
+
+def _in_words(names: list[str]) -> str:
+    """`1`, `1 and 2`, `1, 2 and 3`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -26,11 +26,11 @@ from ..core.raft.types import (
     VOTERS,
     ChangeRefused,
     HardState,
+    MemberProgress,
     Membership,
     NotLeader,
     Snapshot,
     SnapshotMeta,
-    MemberProgress,
     Timing,
     Write,
 )
@@ -62,6 +62,8 @@ from .runtime import Mailbox
 ENTRIES_PER_MAIL: Final = 256
 RETRY_SECONDS: Final = 1.0
 CHANGES_WAITING_MAX: Final = 16
+EARLY_MAX: Final = 16
+"""Messages kept for a log that is about to be begun: the first campaign in a cluster comes a moment after the word that it exists."""
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class Election:
         self._write: Write | None = None
         self._to_save: Snapshot | None = None
         self._told: tuple[int, Member | None, bool] | None = None
+        self._early: deque[RaftMail] = deque(maxlen=EARLY_MAX)
         self._heard: tuple[int, int] | None = None  # another node that leads or led, and when it was heard last
         self._changes: deque[tuple[int, int, ChangeMembers]] = deque()  # index and term of the entry, and who asked
 
@@ -136,8 +139,6 @@ class Election:
             await nursery.start(self._log.run)
             nursery.start_soon(self._write_batches)
             task_status.started()
-            if self.core is not None and self.core.membership.voters == (self._me,):
-                self.core.campaign(self._now_us())  # there is nobody whose lead could be disturbed
             await self._serve()
 
     def _make_core(self, hard: HardState, snapshot: Snapshot, entries: Sequence[Entry]) -> None:
@@ -155,26 +156,31 @@ class Election:
         return round(trio.current_time() * 1e6)
 
     async def _serve(self) -> None:
-        await self._hand_on()
         while True:
+            if self.core is not None:
+                await self._turn(self.core)
             mail: ElectionMail | None = None
             due = float("inf") if self.core is None else self.core.deadline_us / 1e6
             with trio.move_on_at(due):
                 mail = await self._mailbox.get()
             if mail is not None:
                 await self._take(mail)
-            if self.core is not None:
-                now_us = self._now_us()
-                if now_us >= self.core.deadline_us:
-                    self.core.tick(now_us)
-                self._send_all()
-                self._give_to_disk()
-                await self._hand_on()
+
+    async def _turn(self, core: RaftCore) -> None:
+        """What is due, then out with everything that came of it. It stands before each wait: nothing that the rules want is left lying."""
+        now_us = self._now_us()
+        if now_us >= core.deadline_us:
+            core.tick(now_us)
+        self._send_all()
+        self._give_to_disk()
+        await self._hand_on()
 
     async def _take(self, mail: ElectionMail) -> None:
         core, now_us = self.core, self._now_us()
         if isinstance(mail, Form | Join):
             await self._begin(mail)
+        elif core is None and isinstance(mail, RaftMail):
+            self._early.append(mail)
         elif core is None:
             _log.debug("no metadata log was begun yet: %s is dropped", type(mail).__name__)
         elif isinstance(mail, RaftMail):
@@ -206,6 +212,8 @@ class Election:
                 entries = [first, Entry(mail.base + 2, 1, DATA, mail.record)]
             await self._log.begin(hard, snapshot, entries)
             self._make_core(hard, snapshot, entries)
+            while self._early:
+                await self._take(self._early.popleft())
         if isinstance(mail, Form):
             await self._manager_mailbox.put(Formed())
             assert self.core is not None

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import trio
 
-from ..core.raft.types import HardState, Membership, Snapshot, SnapshotMeta, Write
-from ..peer_messages import Entry
+from ..core.meta import MetaState
+from ..core.raft.types import DATA, VOTERS, HardState, Membership, Snapshot, SnapshotMeta, Write
+from ..peer_messages import Entry, Member
 from ..storage.raft_log import MemoryRaftLog, RaftLog
-from ..storage.raft_records import RaftSnapshot, VoteState
+from ..storage.raft_records import RaftSaved, RaftSnapshot, VoteState
 
 
 def _vote_state(hard: HardState) -> VoteState:
@@ -22,6 +23,19 @@ def _vote_state(hard: HardState) -> VoteState:
 def _raft_snapshot(snapshot: Snapshot) -> RaftSnapshot:
     meta = snapshot.meta
     return RaftSnapshot(meta.index, meta.term, meta.membership.voters, meta.membership.learners, snapshot.state)
+
+
+def fold_metadata(saved: RaftSaved) -> tuple[bytes, tuple[Member, ...]]:
+    """The state after all entries of a log, also those that may not be committed, and the members as of there; for `recover`. Raises
+    `ApplyFailed`."""
+    state = MetaState.unpack(saved.snapshot.state)
+    membership = Membership.of(saved.snapshot.voters, saved.snapshot.learners)
+    for entry in saved.entries:
+        if entry.kind == DATA:
+            state.apply(entry.index, entry.data)
+        elif entry.kind == VOTERS:
+            membership = Membership.unpack(entry.data)
+    return state.pack(), membership.members
 
 
 class MetadataLog:

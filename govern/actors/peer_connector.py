@@ -45,6 +45,7 @@ QUEUE_MESSAGES_MAX: Final = 4096
 QUEUE_BYTES_MAX: Final = 16 * 1024 * 1024
 """What waits for one socket. It has to hold the largest frame beside what is said every second; more would only be older."""
 FAREWELL_SECONDS_MAX: Final = 1.0
+PEERS_NOTE: Final = "the address for links of other nodes cannot be listened on"
 _RECEIVE_BYTES: Final = 64 * 1024
 _PING: Final = encode_peer(Ping())
 
@@ -195,7 +196,11 @@ class PeerConnector:
     # --- streams ------------------------------------------------------------------------------------------------------------
 
     async def _serve(self, host: str, port: int, *, task_status: trio.TaskStatus[tuple[str, int]]) -> None:
-        await self._network.serve(host, port, self._accept, task_status=task_status)
+        try:
+            await self._network.serve(host, port, self._accept, task_status=task_status)
+        except OSError as error:
+            error.add_note(PEERS_NOTE)
+            raise
 
     async def _accept(self, stream: trio.abc.HalfCloseableStream) -> None:
         channel = self._open(PeerLink(None, ""), stream)
@@ -237,7 +242,8 @@ class PeerConnector:
         now = trio.current_time()
         channel = _Channel(link, stream, trio.CancelScope(deadline=now + HANDSHAKE_SECONDS_MAX))
         self._channels[link] = channel
-        channel.put(encode_peer(self._hello()))
+        if not link.dialled:
+            channel.put(encode_peer(self._hello()))
         return channel
 
     async def _talk(self, channel: _Channel) -> None:
@@ -309,7 +315,10 @@ class PeerConnector:
 
     def _greet(self, channel: _Channel, message: Message) -> None:
         link = channel.link
-        step = self._peering.greet(link, message, self._hello(), trio.current_time())
+        mine = self._hello()
+        step = self._peering.greet(link, message, mine, trio.current_time())
+        if link.dialled and isinstance(message, PeerHello) and step.refusal is None and not step.failure:
+            channel.put(encode_peer(mine))
         if step.refusal is not None:
             if step.refusal.code != "duplicate":
                 self._complain(link, f"refused: {step.refusal.code}, {step.refusal.text}", logging.WARNING)
@@ -337,7 +346,8 @@ class PeerConnector:
         self._up[node_id] = channel
         self._links_made += 1
         channel.put(_PING)  # tells the smaller id that this is the link
-        _log.debug("a link to node %d (%s) is up", node_id, hello.peers or "dials only")
+        if self._complaints.is_new(f"node {node_id}", "up", trio.current_time()):
+            _log.info("linked to node %d (%s)", node_id, hello.peers or "it cannot be dialled")
         self._on_up(node_id, hello)
 
     def _take(self, channel: _Channel, message: Message) -> None:

@@ -29,10 +29,10 @@ import trio
 
 from ..core.bootstrap import Adopt, Bootstrap
 from ..core.controller import Controller
-from ..core.dispatch import Identity
 from ..core.meta import ClusterInit, MetaState
 from ..core.ownership import Ownership
 from ..core.raft.types import DATA
+from ..core.requests import Identity
 from ..core.standing import Health, Standing
 from ..core.table import EMPTY, Table, TableReader, apply
 from ..environment import Clock, Random
@@ -211,6 +211,8 @@ class SlotManager:
                 mail: ManagerMail | None = None
                 with trio.move_on_at(self._due_at()):
                     mail = await self._mailbox.get()
+                if mail is None:  # a deadline that had passed already must not keep mail waiting
+                    mail = next(iter(self._mailbox.get_all(1)), None)
                 self._turn(mail)
 
     async def _load(self) -> None:
@@ -518,9 +520,7 @@ class SlotManager:
 
     def _take_page(self, node_id: int, page: TablePart) -> None:
         try:
-            change = self._reader.add(
-                more=page.more, base=page.base, version=page.version, nodes=page.nodes, gone=page.gone, runs=page.runs
-            )
+            change = self._reader.add(page)
         except RemoteProtocolError as error:
             _log.warning("node %d sent a table that is not one: %s", node_id, error)
             return

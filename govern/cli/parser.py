@@ -21,6 +21,7 @@ from .._version import VERSION
 from ..client.draining import DRAIN_SECONDS
 from ..config import key_default, key_doc, key_flag, key_is_flag, key_names
 from ..model import Instance
+from .cluster import forget, members, nodes, recover, reset, table, transfer
 from .effective import STANDALONE_DEFAULTS, default_is_shown, show_config
 from .operators import drain, evict, explain
 from .output import print_error
@@ -48,6 +49,13 @@ verbs:
   drain       take an instance out of traffic
   evict       remove an instance
   status      show the state of a node; a health check
+  nodes       show the nodes of the cluster
+  table       show which node answers for which slots
+  members     add, promote or remove a candidate
+  transfer    hand the controller's office to another candidate
+  reset       give up what was on a lost disk of a node
+  forget      take a node that is gone for good from the list
+  recover     the way out when most candidates are lost for good
   config      show the configuration of a node, and where each value came from
 
 flags:
@@ -378,6 +386,99 @@ def _add_instance(parser: Parser, count: str | None = None) -> None:
     parser.add_argument("id", metavar="ID", nargs=count, help="The id of the instance, as lookup shows it.")
 
 
+def nodes_parser() -> Parser:
+    """The parser of `nodes`."""
+    parser = _client_parser(
+        "nodes",
+        "nodes [FLAGS]",
+        "Show the nodes of the cluster: where they are, whether they may be controller (controller, voter, waits: it is not a member yet, "
+        "no), and for how many slots they answer. Exit code 1 when one is down.",
+    )
+    _add_json(parser, "a JSON array")
+    return parser
+
+
+def table_parser() -> Parser:
+    """The parser of `table`."""
+    parser = _client_parser("table", "table [FLAGS]", "Show which node answers for which slots. Exit code 1 when slots belong to nobody.")
+    _add_json(parser, "a JSON array")
+    return parser
+
+
+def members_parser() -> Parser:
+    """The parser of `members`."""
+    parser = _client_parser(
+        "members",
+        "members add|promote|remove NODE [FLAGS]",
+        "Change who may be controller, one step at a time. add: the node, which has joined, receives the metadata log; promote: once "
+        "it has caught up, it decides too; remove: it does neither. Use 1, 3 or 5 voters. A candidate with a new disk is a new "
+        "member: remove the node, then add and promote it again.",
+    )
+    parser.add_argument("action", metavar="add|promote|remove", choices=("add", "promote", "remove"), help="What to do.")
+    _add_node(parser)
+    _add_json(parser, "a JSON object with voters and learners")
+    return parser
+
+
+def transfer_parser() -> Parser:
+    """The parser of `transfer`."""
+    parser = _client_parser(
+        "transfer",
+        "transfer [NODE] [FLAGS]",
+        "Hand the controller's office to another voter: the one named, or the one most up to date.",
+    )
+    _add_node(parser, "?")
+    return parser
+
+
+def reset_parser() -> Parser:
+    """The parser of `reset`."""
+    parser = _client_parser(
+        "reset",
+        "reset NODE [FLAGS]",
+        "Give up what was in the slots of a node whose disk was lost or replaced: they begin again, empty, on the disk that the node has "
+        "now. Living clients register again by themselves; what was persistent is lost.",
+    )
+    _add_node(parser)
+    return parser
+
+
+def forget_parser() -> Parser:
+    """The parser of `forget`."""
+    parser = _client_parser(
+        "forget", "forget NODE [FLAGS]", "Take a node that is gone for good from the list. It must be down, hold no slots and be no member."
+    )
+    _add_node(parser)
+    return parser
+
+
+def _add_node(parser: Parser, count: str | None = None) -> None:
+    parser.add_argument("node_id", metavar="NODE", nargs=count, type=_node_id, default=0, help="The id of the node.")
+
+
+def _node_id(text: str) -> int:
+    value = _whole_number(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"node {value} is not usable: give an id from 1 to 65535")
+    return value
+
+
+def recover_parser() -> Parser:
+    """The parser of `recover`."""
+    parser = Parser(
+        "recover",
+        "recover --force-new-cluster --node-id NODE --data-dir DIRECTORY [FLAGS]",
+        "When most candidates are lost for good: make the data directory of one that is stopped that of the only candidate of its cluster. "
+        "Choose the candidate whose log reaches furthest. What only the lost ones knew is gone; numbers that they may have used are "
+        "skipped. Afterwards start it, and add candidates with empty directories. If a lost candidate still runs there are two clusters.",
+    )
+    parser.add_argument("--force-new-cluster", action="store_true", help="Do it.")
+    parser.add_argument("--node-id", type=_node_id, required=True, metavar="NODE", help="The id of that candidate.")
+    parser.add_argument("--data-dir", required=True, metavar="DIRECTORY", help="Its data directory.")
+    parser.add_argument("--yes", action="store_true", help="Do not ask.")
+    return parser
+
+
 # --- finding the verb -----------------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +539,13 @@ _VERBS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "watch": lambda arguments: watch(watch_parser().parse(arguments)),
     "services": lambda arguments: services(services_parser().parse(arguments)),
     "status": lambda arguments: status(status_parser().parse(arguments)),
+    "nodes": lambda arguments: nodes(nodes_parser().parse(arguments)),
+    "table": lambda arguments: table(table_parser().parse(arguments)),
+    "members": lambda arguments: members(members_parser().parse(arguments)),
+    "transfer": lambda arguments: transfer(transfer_parser().parse(arguments)),
+    "reset": lambda arguments: reset(reset_parser().parse(arguments)),
+    "forget": lambda arguments: forget(forget_parser().parse(arguments)),
+    "recover": lambda arguments: recover(recover_parser().parse(arguments)),
     "config": _config,
     "drain": lambda arguments: drain(drain_parser().parse(arguments)),
     "evict": lambda arguments: evict(evict_parser().parse(arguments)),

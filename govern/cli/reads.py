@@ -181,14 +181,24 @@ def _state_lines(state: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _candidate(row: Mapping[str, Any]) -> str:
+    """One of those who may elect, or will be: `2 voter, cannot be reached`."""
+    return f"{row['node_id']} {'voter' if row['voter'] else 'learner'}" + ("" if row["reachable"] else ", cannot be reached")
+
+
 def _label(name: str) -> str:
     return name.removesuffix("_ms").replace("_", " ")
 
 
 def _readable(name: str, value: object) -> list[str]:
-    """A value for people, with its unit; one text for each of several."""
+    """A value for people, with its unit; one text for each of several, but numbers of nodes stand in a row."""
+    if name == "candidates" and isinstance(value, list):
+        return [_candidate(each) for each in value] or ["none"]
     if isinstance(value, list):
-        return [str(each) for each in value] or ["none"]
+        texts = [str(each) for each in value] or ["none"]
+        return [", ".join(texts)] if name == "links" else texts
+    if value is None:
+        return ["none"]
     if isinstance(value, bool):
         return ["yes" if value else "no"]
     if name.endswith("_ms") and isinstance(value, int | float):

@@ -24,6 +24,7 @@ import trio
 
 from .._version import VERSION
 from ..actors.node import Node, open_node
+from ..actors.peer_connector import PEERS_NOTE
 from ..config import Config
 from ..environment import real_environment
 from ..errors import ConfigError, NodeFailed, StorageError
@@ -83,7 +84,7 @@ async def _serve(config: Config, *, salvage: bool) -> int:
     except StorageError as error:
         tell(str(error))
     except OSError as error:
-        tell(_explain_bind(config.listen, error))
+        tell(_explain_bind(config, error))
     return EXIT_REFUSED
 
 
@@ -98,23 +99,27 @@ async def _salvage(config: Config) -> None:
 def _say_ready(node: Node) -> None:
     config = node.config
     _log.info("node %d of govern %s is ready for clients at %s", config.node_id, VERSION, join_address(*node.address))
-    line = f"govern node {config.node_id} ready: clients {join_address(*node.address)}, peers none, data {config.data_dir or 'memory'}"
+    peers = "none" if node.peers_address is None else join_address(*node.peers_address)
+    line = f"govern node {config.node_id} ready: clients {join_address(*node.address)}, peers {peers}, data {config.data_dir or 'memory'}"
     try:
         print_line(line)
     except (ReaderGone, OutputFailed) as error:  # whoever started the node may be gone; its clients are not
         _log.warning("the ready line could not be printed: %s", error)
 
 
-def _explain_bind(listen: str, error: OSError) -> str:
+def _explain_bind(config: Config, error: OSError) -> str:
     """One line for an address that cannot be listened on."""
+    is_for_peers = PEERS_NOTE in getattr(error, "__notes__", ())
+    flag = "--peer-listen" if is_for_peers else "--listen"
+    listen = join_address(*config.peer_address) if is_for_peers and config.peer_address is not None else config.listen
     if error.errno == errno.EADDRINUSE:
-        reason = "something listens there already: stop it, or give another address with --listen"
+        reason = f"something listens there already: stop it, or give another address with {flag}"
     elif error.errno == errno.EADDRNOTAVAIL:
-        reason = "this machine has no such address: give one of its own with --listen"
+        reason = f"this machine has no such address: give one of its own with {flag}"
     elif isinstance(error, PermissionError):
-        reason = "this user may not use that port: give one above 1023 with --listen"
+        reason = f"this user may not use that port: give one above 1023 with {flag}"
     elif isinstance(error, socket.gaierror):
-        reason = "the name cannot be resolved: give an IP address with --listen"
+        reason = f"the name cannot be resolved: give an IP address with {flag}"
     else:
         reason = error.strerror or str(error)
     return f"cannot listen on {listen}: {reason}"

@@ -33,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ..core.slots import slot_of
-from ..core.table import Table
+from ..core.table import Table, read_change
 from ..errors import Unreachable
 from ..messages import AskTable, HelloOk, build_message
 from ..model import Instance, ServiceKey
@@ -41,7 +41,7 @@ from .commands import Command
 from .core import ClientCore, Phase, Shared, check_protocol
 from .outbox import Request
 from .reads import Asked, Question
-from .routing import Routing, read_change
+from .routing import Routing
 from .views import Memory
 from .where import Address
 

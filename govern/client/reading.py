@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -42,25 +43,43 @@ def _explain(links: Links, question: Question) -> str:
 
 
 async def gather_services(links: Links, message: Services) -> list[ServiceInfo]:
-    """The services of all nodes together. Which nodes there are may change while they are asked: those that came are asked too."""
+    """The services of all nodes together. Which nodes there are may change while they are asked: those that came are asked too. A client
+    that has only just connected waits for the table: without it, it would ask one node and take that for all."""
     links.check_open()
-    cores, now = links.cores, trio.current_time()
+    cores = links.cores
+    deadline = trio.current_time() + READ_SECONDS_MAX
     answers: dict[int, list[ServiceInfo]] = {}
-    while missing := [node_id for node_id in cores.routing.owners() if node_id not in answers]:
-        questions: list[Question] = []
-        try:
-            for node_id in missing:
-                questions.append(cores.ask(message, now, node_id=node_id))
-            await wait_answer(links, *questions, deadline=now + READ_SECONDS_MAX)
-        finally:
-            for question in questions:
-                cores.forget(question)
-        answers.update({node_id: question.answer for node_id, question in zip(missing, questions, strict=True)})
-    if not answers:
-        question = cores.ask(message, now)
-        await wait_answer(links, question)
-        return list(question.answer)
-    return _merge(links, answers)
+    while True:
+        await _wait_table(links, deadline)
+        missing = [node_id for node_id in cores.routing.owners() if node_id not in answers]
+        if not missing and answers:
+            return _merge(links, answers)
+        if missing:
+            answers.update(await _ask_nodes(links, message, missing, deadline))
+            continue
+        question = cores.ask(message, trio.current_time())
+        await wait_answer(links, question, deadline=deadline)
+        if not cores.routing.is_behind and not cores.routing.owners():  # nobody has a table: this node is all there is
+            return list(question.answer)
+
+
+async def _ask_nodes(links: Links, message: Services, node_ids: Sequence[int], deadline: float) -> dict[int, list[ServiceInfo]]:
+    questions: list[Question] = []
+    try:
+        for node_id in node_ids:
+            questions.append(links.cores.ask(message, trio.current_time(), node_id=node_id))
+        await wait_answer(links, *questions, deadline=deadline)
+    finally:
+        for question in questions:
+            links.cores.forget(question)
+    return {node_id: question.answer for node_id, question in zip(node_ids, questions, strict=True)}
+
+
+async def _wait_table(links: Links, deadline: float) -> None:
+    """Wait until the table is here that a node has named, if one has."""
+    with trio.move_on_at(deadline):
+        while links.cores.routing.is_behind:
+            await links.wait(links.cores.memory)
 
 
 def _merge(links: Links, answers: dict[int, list[ServiceInfo]]) -> list[ServiceInfo]:

@@ -22,6 +22,8 @@ R9  A refusal for want of a node that answers is not the end of anything: the wr
     under its id if it is in doubt.
 R10 What a node holds for the session is removed when nobody wants it at any node. After a failover the new node may hold what is claimed
     at the former one still: that claim is on its way.
+R11 A registration that is repeated over another connection keeps its id until it is settled, also when its repetition is refused for the
+    moment. Under a new id it would be another registration, and take the id back from whoever has registered it in between.
 """
 
 from __future__ import annotations
@@ -368,6 +370,7 @@ class Registrations:
         if claim.acknowledged:
             patient = patient or message.code in ("overloaded", "disk_full")
         if patient:
+            claim.repeat = request if request.in_doubt else None  # R11
             self._retries.set(claim, now + self._outbox.pause(message))
         elif claim.acknowledged:
             self._lose(claim, message.code)

@@ -16,9 +16,10 @@ from typing import Any, Final
 import attrs
 import trio
 
+from ..core.table import EMPTY, Table, apply, read_change
 from ..environment import Environment, real_environment
 from ..errors import Indeterminate, Unreachable
-from ..messages import Administer, AskStatus, Explain, Lookup, Services
+from ..messages import Administer, AskStatus, AskTable, Explain, Lookup, Services
 from ..model import Instance, ServiceInfo, ServiceKey, Status, check_instance, check_name, check_namespace
 from .answers import Drained, Explanation
 from .cache import Cache
@@ -191,6 +192,11 @@ class Registry:
         """The state of one node, `node_id`, in the shape of `status --json`. Waits and raises as `lookup`."""
         pages: list[dict[str, Any]] = await self._ask(AskStatus())
         return pages[0]
+
+    async def table(self) -> Table:
+        """Which node answers for which slots, as one node knows it: its runs have `first`, `last`, `primary`, `copies`, `in_sync`
+        and `term`. For operators; a client follows the table by itself. Waits and raises as `lookup`."""
+        return apply(EMPTY, read_change(await self._ask(AskTable(0))))
 
     async def explain(self, name: str, id: str | None = None, namespace: str | None = None) -> Explanation:  # noqa: A002
         """Why an instance of a service, or each of them, is in its view or not: how it stands, and what the node remembers of it, also of

@@ -21,15 +21,14 @@ T6  Another cluster has another table: the old one and its hints go with the old
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Final
 
 import attrs
 
 from ..core.slots import SLOT_COUNT
-from ..core.table import EMPTY, Table, TableChange, apply, read_nodes, read_runs
+from ..core.table import EMPTY, Table, TableChange, apply
 from ..errors import Invalid, RemoteProtocolError
-from ..messages import Moved, TableRows
+from ..messages import Moved
 from ..model import split_address
 from .where import Address
 
@@ -194,19 +193,3 @@ def read_address(text: str) -> Address | None:
     except Invalid:
         return None
     return address if address[1] else None
-
-
-def read_change(pages: Sequence[TableRows]) -> TableChange:
-    """The pages of one answer as a change; raises `RemoteProtocolError` when they do not belong together or make no table."""
-    first = pages[0]
-    if any((page.base, page.version) != (first.base, first.version) for page in pages):
-        raise RemoteProtocolError("the pages of a table are of different versions")
-    nodes = read_nodes([row for page in pages for row in page.nodes])
-    runs = read_runs([row for page in pages for row in page.runs])
-    gone = [node_id for page in pages for node_id in page.gone]
-    ids = [node.node_id for node in nodes]
-    if ids != sorted(dict.fromkeys(ids)):
-        raise RemoteProtocolError("the nodes of a table must be in the order of their ids, each once")
-    if not all(type(node_id) is int for node_id in gone):
-        raise RemoteProtocolError("nodes that are gone are told by their ids")
-    return TableChange(first.base, first.version, nodes, tuple(gone), runs)

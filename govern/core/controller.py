@@ -190,9 +190,10 @@ class Controller:
                 return []  # C1
             self._on_its_way.append(batch)
             return [batch]
-        records = [*self._joins(), *self._fences(), *self._forgettings()]
-        self._on_its_way.extend(records)
-        return records
+        before = len(self._on_its_way)
+        for decide in (self._joins, self._fences, self._forgettings):
+            self._on_its_way.extend(decide())  # each sees what the one before has decided
+        return self._on_its_way[before:]
 
     def take_answers(self) -> list[NodeRegistered]:
         """The answers to registrations, each for the candidate `via`."""

@@ -2,9 +2,10 @@
 
 Every pair of nodes shares one link. Either may dial: the larger id does so at once, the smaller one when it has had no link for a while,
 because the larger one may not know its address. So two links may be on their way at once, each end seeing them in another order, and
-both ends must keep the same one. They do not compare links; one of them chooses. Both say Hello as soon as a stream is there; the node
-with the larger id chooses when it has the Hello of the other, and its next word on that link says so: a refusal, or anything else. For
-the larger id the link is up with its choice, for the smaller one with that next word.
+both ends must keep the same one. They do not compare links; one of them chooses. Who was dialled says Hello as soon as a stream is there,
+who dialled answers with its own Hello if it wants to stay. The node with the larger id chooses when it has the Hello of the other, and its
+next word on that link behind its own Hello says so: a refusal, or anything else. For the larger id the link is up with its choice, for the
+smaller one with that next word.
 
     nodes 1 and 2 dial each other; links p and q
     2 gets the Hello on q first: q is up, and a Ping tells node 1
@@ -165,7 +166,8 @@ class Peering:
     # --- which link stays ---------------------------------------------------------------------------------------------------
 
     def greet(self, link: PeerLink, message: Message, mine: PeerHello, now: float) -> Step:
-        """A message on a link that is not up. When the link is up afterwards, the message is its first word and may say something."""
+        """A message on a link that is not up. When the link is up afterwards and this was no Hello, it is the first word of the other side
+        and may say something. The side that dialled says its own Hello now, if the step is no refusal and no failure."""
         if isinstance(message, PeerRefused):
             return Step(failure=f"the other side refused it: {message.code}, {message.text}")
         if link.phase is Phase.OFFERED and not isinstance(message, PeerHello):

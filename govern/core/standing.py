@@ -112,11 +112,11 @@ class Standing:
     def tick(self, now_us: int, boot_us: int, health: Health) -> None:
         """Send what is due. A heartbeat counts as sent at `boot_us`."""
         self._see(boot_us)
-        if self._asked_us is not None and now_us - self._asked_us >= ANSWER_US:
-            self._asked_us = None  # whoever is asked next owes the next answer, also when it is the same one
-            if self._target is not None:
-                self._avoided[self._target] = now_us + AVOID_US
+        if self._asked_us is not None and now_us - self._asked_us >= ANSWER_US and self._target is not None:
+            self._avoided[self._target] = now_us + AVOID_US
+            self._asked_us = None  # whoever is asked next, be it the same again for want of another, has its own time to answer
             self._choose(now_us)
+            self._asked_us = None  # where there is no other candidate the same one is asked anew, and has its second again
         if now_us < self._send_us:
             return
         self._send_us = now_us + (HEARTBEAT_US if self.is_registered else REFUSED_US if self.refusal else REGISTER_US)

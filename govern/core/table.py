@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from itertools import pairwise
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -78,6 +79,11 @@ class Table:
     def assigned_count(self) -> int:
         """How many slots belong to somebody."""
         return sum(run.last - run.first + 1 for run in self.runs)
+
+    @property
+    def unassigned_count(self) -> int:
+        """How many slots belong to nobody yet."""
+        return SLOT_COUNT - self.assigned_count
 
     def node(self, node_id: int) -> TableNode | None:
         """A node by its id."""
@@ -210,48 +216,6 @@ def apply(table: Table, change: TableChange) -> Table:
     return Table(change.version, tuple(nodes[node_id] for node_id in sorted(nodes)), overlay(table.runs, change.runs))
 
 
-class TableReader:
-    """Puts the pages of a table together. Pages of two answers never mix: one that does not continue what is there begins anew."""
-
-    def __init__(self) -> None:
-        self._head = (0, 0)
-        self._clear()
-
-    def _clear(self) -> None:
-        self._nodes: list[TableNode] = []
-        self._gone: list[int] = []
-        self._runs: list[SlotRun] = []
-
-    def add(
-        self, *, more: bool, base: int, version: int, nodes: Sequence[Any], gone: Sequence[Any], runs: Sequence[Any]
-    ) -> TableChange | None:
-        """Take one page; the change, when it was the last one. Raises `RemoteProtocolError`, and what was there is dropped."""
-        if (version, base) != self._head:
-            self._head = (version, base)
-            self._clear()
-        try:
-            self._extend(read_nodes(nodes), gone, read_runs(runs))
-        except RemoteProtocolError:
-            self._clear()
-            raise
-        if more:
-            return None
-        change = TableChange(base, version, tuple(self._nodes), tuple(self._gone), tuple(self._runs))
-        self._clear()
-        return change
-
-    def _extend(self, nodes: Sequence[TableNode], gone: Sequence[Any], runs: Sequence[SlotRun]) -> None:
-        if runs and self._runs and runs[0].first <= self._runs[-1].last:
-            raise RemoteProtocolError("the pages of a table are not in order")
-        if any(type(node_id) is not int for node_id in gone):
-            raise RemoteProtocolError("the nodes that are gone must be numbers")
-        self._nodes += nodes
-        self._gone += gone
-        self._runs += runs
-        if len(self._nodes) + len(self._gone) + len(self._runs) > ROWS_MAX:
-            raise RemoteProtocolError(f"a table of more than {ROWS_MAX} rows")
-
-
 # --- rows -------------------------------------------------------------------------------------------------------------------
 
 
@@ -269,8 +233,11 @@ _NODE_TYPES: Final = (int, str, str, bool, str, bytes, int, int)
 
 
 def read_nodes(rows: Sequence[Any]) -> tuple[TableNode, ...]:
-    """Nodes from rows; more items than are known are ignored. Raises `RemoteProtocolError`."""
-    return tuple(_read_node(row) for row in rows)
+    """Nodes from rows; more items than are known are ignored. Raises `RemoteProtocolError`, also when they are not in order."""
+    nodes = tuple(_read_node(row) for row in rows)
+    if any(node.node_id >= later.node_id for node, later in pairwise(nodes)):
+        raise RemoteProtocolError("the nodes of a table must be in order")
+    return nodes
 
 
 def _read_node(row: Any) -> TableNode:
@@ -286,6 +253,8 @@ def read_runs(rows: Sequence[Any]) -> tuple[SlotRun, ...]:
     for run in runs:
         if not end < run.first <= run.last < SLOT_COUNT:
             raise RemoteProtocolError("the runs of a table must be in order and within the slots")
+        if run.primary not in run.in_sync or all(node_id != run.primary for node_id, _ in run.copies):
+            raise RemoteProtocolError("the primary of a run must have a copy and be in sync")
         end = run.last
     return runs
 
@@ -297,3 +266,62 @@ def _read_run(row: Any) -> SlotRun:
         if pairs and all(type(node_id) is int for node_id in in_sync):
             return SlotRun(first, last, primary, term, tuple((copy[0], copy[1]) for copy in copies), tuple(in_sync))
     raise RemoteProtocolError("a run of the table must be [first, last, primary, term, copies, in sync]")
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------------
+
+
+class TablePage(Protocol):
+    """A page of a table on the wire, between nodes or towards a client."""
+
+    @property
+    def more(self) -> bool: ...
+    @property
+    def base(self) -> int: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def nodes(self) -> list[Any]: ...
+    @property
+    def gone(self) -> list[Any]: ...
+    @property
+    def runs(self) -> list[Any]: ...
+
+
+def read_change(pages: Sequence[TablePage]) -> TableChange:
+    """The pages of one answer as a change; raises `RemoteProtocolError` when they do not belong together or make no table."""
+    first = pages[0]
+    if any((page.base, page.version) != (first.base, first.version) for page in pages):
+        raise RemoteProtocolError("the pages of a table are of different versions")
+    nodes = read_nodes([row for page in pages for row in page.nodes])
+    runs = read_runs([row for page in pages for row in page.runs])
+    gone = [node_id for page in pages for node_id in page.gone]
+    ids = [node.node_id for node in nodes]
+    if ids != sorted(dict.fromkeys(ids)):
+        raise RemoteProtocolError("the nodes of a table must be in the order of their ids, each once")
+    if not all(type(node_id) is int for node_id in gone):
+        raise RemoteProtocolError("nodes that are gone are told by their ids")
+    return TableChange(first.base, first.version, nodes, tuple(gone), runs)
+
+
+class TableReader:
+    """Puts the pages of a table together. Pages of two answers never mix: one that does not continue what is there begins anew."""
+
+    def __init__(self) -> None:
+        self._pages: list[TablePage] = []
+        self._rows = 0
+
+    def add(self, page: TablePage) -> TableChange | None:
+        """Take one page; the change, when it was the last one. Raises `RemoteProtocolError`, and what was there is dropped."""
+        if self._pages and (page.base, page.version) != (self._pages[0].base, self._pages[0].version):
+            self._take()
+        self._pages.append(page)
+        self._rows += 1 + len(page.nodes) + len(page.gone) + len(page.runs)
+        if self._rows > ROWS_MAX:
+            self._take()
+            raise RemoteProtocolError(f"a table of more than {ROWS_MAX} rows")
+        return None if page.more else read_change(self._take())
+
+    def _take(self) -> list[TablePage]:
+        pages, self._pages, self._rows = self._pages, [], 0
+        return pages

@@ -150,6 +150,7 @@ class RaftLog:
     async def begin(self, snapshot: RaftSnapshot, hard: VoteState, entries: Sequence[Entry] = ()) -> None:
         """Write the first log, all of it or nothing: the state it begins with, and the entries behind that. A commit before that state
         counts as its index. A candidate that waits to be added begins with nothing at index 0; its first entry may then have any index.
+        Any other beginning without a term comes with entries, asserted.
 
         Raises `NoSpace`: nothing has begun and it can be tried again. Raises `StorageFailed`: the node must end.
         """
@@ -159,6 +160,7 @@ class RaftLog:
         for entry in entries:
             mirror.put(entry)
         assert hard.commit <= mirror.last_index
+        assert entries or snapshot.term or not snapshot.index, "a log of term 0 begins before its first entry"
         mirror.hard = hard = hard._replace(commit=max(hard.commit, mirror.index))
         async with self._storing, self._appending:
             position = self._log.position

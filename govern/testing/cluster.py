@@ -164,10 +164,11 @@ class Cluster:
                     nursery.start_soon(self._start, name)
         except BaseExceptionGroup as group:
             raise alone(group) from None
-        problem: str | None = None
+        problem = self._find_unformed()
         with trio.move_on_after(FORMED_SECONDS):
-            while (problem := self._find_unformed()) is not None:
+            while problem is not None:
                 await trio.sleep(_LOOK_SECONDS)
+                problem = self._find_unformed()
         if problem is not None:
             raise NotConverged(f"the cluster has not formed within {FORMED_SECONDS:g} s: {problem}")
 

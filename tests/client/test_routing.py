@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from govern.client.routing import HOPS_MAX, HOPS_SECONDS, REFRESH_SECONDS, Routing, read_address, read_change
-from govern.core.table import SlotRun, Table, TableChange, TableNode, difference, node_rows, run_rows, whole
+from govern.client.routing import HOPS_MAX, HOPS_SECONDS, REFRESH_SECONDS, Routing, read_address
+from govern.core.table import SlotRun, Table, TableChange, TableNode, difference, node_rows, read_change, run_rows, whole
 from govern.errors import RemoteProtocolError
 from govern.messages import Moved, TableRows
 

@@ -114,7 +114,8 @@ class Run:
         self._disks = 0
         self._acted: dict[tuple[int, int], Process] = {}
         self._packs: dict[int, bytes] = {}
-        self._boots: dict[bytes, int] = {}
+        self._boots: dict[bytes, int] = {}  # of the disks that count: those that nodes have now, and those with copies
+        self._voted = dict.fromkeys(range(1, 4), 0)  # in which term each candidate voted last
         self._calm = False
         faults = (self._fault_crash, self._fault_freeze, self._fault_cut, self._fault_isolate, self._fault_disk, self._reset)
         self._faults = [fault for fault in faults if self.chance.random() < 0.5] or [self._fault_freeze]  # each run has its own weather
@@ -357,7 +358,7 @@ class Run:
             if leader is None or self.now < process.frozen_until:
                 continue
             reached = self._reached(process)
-            if any(other.follows is not None and other.follows.term > leader.term for other in reached):
+            if any(self._voted[other.node_id] > leader.term for other in reached):
                 self._step_down(process)
             elif self._is_majority(reached):
                 leader.acked_at = self.now
@@ -393,6 +394,7 @@ class Run:
         self._leader = candidate.leads = candidate.follows = leader
         for other in voters:
             other.follows, other.heard_at = leader, self.now
+            self._voted[other.node_id] = leader.term
         self.elections += 1
         self.say(f"{candidate!r} is elected in term {leader.term}; {len(leader.pending) - 1} entries survive")
         self._commit_soon(leader)
@@ -494,6 +496,8 @@ class Run:
             row = self.truth.nodes[record.node_id].row
             assert row.boot_no >= self._boots.get(row.disk_id, 0), f"K5: {record}"
             self._boots[row.disk_id] = row.boot_no
+        known = [node.row.disk_id for node in self.truth.nodes.values()] + [home.disk_id for home in self.truth.homes.values()]
+        self._boots = {disk_id: boot_no for disk_id, boot_no in self._boots.items() if disk_id in known}
         self.fences += isinstance(record, NodeFenced)
         for process in self.processes:
             self._judge(process)

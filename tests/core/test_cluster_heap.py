@@ -21,7 +21,7 @@ from govern.peer_messages import NodeHeartbeat, NodeHeartbeatOk, NodeRegister
 
 from .cluster_heap import Run, failure_of
 
-RUNS = 150
+RUNS = 200
 RUNS_DEEP = 20_000
 
 
@@ -209,24 +209,24 @@ def grants_are_not_repeated(patch: pytest.MonkeyPatch) -> None:
 
 
 MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], int]] = [
-    (lease_from_the_answer, 200),
-    (lease_without_the_leaders, 200),
-    (acting_before_the_registration, 200),
-    (acting_on_old_grants, 200),
-    (acting_for_another_life, 200),
-    (term_reused, 200),
-    (unregistered_life_leased, 200),
-    (leased_while_being_given_up, 200),
-    (answered_before_applied, 200),
-    (answered_before_granted, 200),
-    (lower_boot_accepted, 200),
-    (another_disk_at_once, 200),
-    (previous_leader_literally, 200),
-    (given_up_too_early, 200),
-    (silence_shorter_than_the_lease, 200),
-    (intact_copies_replaced, 200),
-    (former_disks_not_in_the_snapshot, 200),
-    (grants_are_not_repeated, 200),
+    (lease_from_the_answer, 60),
+    (lease_without_the_leaders, 150),
+    (acting_before_the_registration, 10),
+    (acting_on_old_grants, 40),
+    (acting_for_another_life, 60),
+    (term_reused, 10),
+    (unregistered_life_leased, 20),
+    (leased_while_being_given_up, 120),
+    (answered_before_applied, 10),
+    (answered_before_granted, 10),
+    (lower_boot_accepted, 50),
+    (another_disk_at_once, 30),
+    (previous_leader_literally, 30),
+    (given_up_too_early, 20),
+    (silence_shorter_than_the_lease, 20),
+    (intact_copies_replaced, 10),
+    (former_disks_not_in_the_snapshot, 50),
+    (grants_are_not_repeated, 300),
 ]
 
 

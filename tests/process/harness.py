@@ -52,7 +52,13 @@ def free_port() -> int:
     A node that is killed and started again on its port needs one of these: a client that redials a port of the kernel's range may
     be given that very port for its own side, and then it is connected to itself and the node cannot bind.
     """
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different ones."""
     first = 10_000 + os.getpid() * 7 % 20_000
+    found: list[int] = []
     for port in range(first, 32_000):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -60,8 +66,10 @@ def free_port() -> int:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
-    raise AssertionError("no port is free")
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError(f"no {count} ports are free")
 
 
 class Program:

@@ -21,7 +21,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=0, metavar="N", help="the first of them (default 0)")
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="in so many processes (default 1)")
     parser.add_argument("--seconds", type=_seconds, default=120.0, metavar="S", help="simulated seconds of a seed (120; at least 40)")
-    parser.add_argument("--nodes", type=_nodes, metavar="K", help="clusters of so many nodes (1 to 7; default: the seed draws it, mostly 1)")
+    parser.add_argument(
+        "--nodes", type=_nodes, metavar="K", help="clusters of so many nodes (1 to 7; default: the seed draws it, mostly 1)"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="run this one only, and print its options")
     parser.add_argument("--verbose", action="store_true", help="with --seed: print everything that happens, in columns")
     parser.add_argument("--steps", metavar="FILE", help="with --seed: write every step of every task to FILE, to compare two runs")

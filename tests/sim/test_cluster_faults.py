@@ -158,18 +158,14 @@ async def everything_loses_power(stage: Stage) -> None:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize(
-    "scenario", [the_controller_is_killed, the_controller_stands_still, the_majority_is_gone, everything_loses_power]
-)
+@pytest.mark.parametrize("scenario", [the_controller_is_killed, the_controller_stands_still, the_majority_is_gone, everything_loses_power])
 def test_a_cluster_bears(scenario: Callable[[Stage], Awaitable[None]]) -> None:
     """The failures that everybody asks about first."""
     play(1, scenario)
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize(
-    "scenario", [the_controller_is_killed, the_controller_stands_still, the_majority_is_gone, everything_loses_power]
-)
+@pytest.mark.parametrize("scenario", [the_controller_is_killed, the_controller_stands_still, the_majority_is_gone, everything_loses_power])
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_a_cluster_bears_it_each_time(seed: int, scenario: Callable[[Stage], Awaitable[None]]) -> None:
     """The same in other orders of events."""

@@ -196,8 +196,10 @@ async def test_the_largest_entry_fits_into_a_segment_of_the_usual_size() -> None
     storage = SimStorage(random.Random(0))
     log = RaftLog.open(storage, OURS)
     await log.load()
-    await log.begin(begun().snapshot, begun().hard)
-    await log.write(VoteState(1, None, 7), tuple(entry(index, 1, ENTRY_BYTES_MAX) for index in range(8, 13)))
+    with pytest.raises(AssertionError, match="begins before its first entry"):
+        await log.begin(begun().snapshot, begun().hard)
+    await log.begin(begun().snapshot, begun().hard, [entry(8, 1, ENTRY_BYTES_MAX)])
+    await log.write(VoteState(1, None, 7), tuple(entry(index, 1, ENTRY_BYTES_MAX) for index in range(9, 13)))
     await log.close()
     assert len(storage.contents("raft-log-0000000000000001")) == RAFT_SEGMENT_BYTES
     log = RaftLog.open(storage, OURS)

@@ -1,8 +1,8 @@
 """What a member knows of one term's leader: how far their logs agree, and the pieces of its snapshot.
 
 F1  `agreed`: up to there the own log is the leader's. It begins anew with each term, and within a term it only grows.
-F2  An acceptance names what agrees *and* is durable (W2). What became durable meanwhile is named by another acceptance, so a heartbeat
-    never waits for the disk.
+F2  An acceptance names what agrees *and* is durable (W2). An Append with entries is answered when they are durable; one without is
+    answered at once, so that a heartbeat never waits for the disk.
 F3  What is committed is in the log of every later leader; an Append that begins before is taken from there on.
 F4  A log in which nothing ever was, neither entry nor snapshot, begins wherever a leader's first entry does: before that one the term is
     0 (L5). No acceptance names such a beginning, for after a restart it may be forgotten.
@@ -43,14 +43,19 @@ class Following:
             if prev != self._log.last_index:
                 self._log.install(Snapshot(SnapshotMeta(prev, 0, Membership()), b""))  # F4
             commit = prev
-        if prev < commit:
-            self._merge([entry for entry in message.entries if entry.index > commit])  # F3
+        if prev < commit:  # F3
+            entries = [entry for entry in message.entries if entry.index > commit]
+            if entries and entries[0].term < (self._log.term_of(commit) or 0):
+                return commit, None  # of no leader: what is committed here would not be in its log
+            self._merge(entries)
         elif self._log.term_of(prev) == message.prev_term:
             self._merge(message.entries)
         else:
             return commit, self._refuse(message)
         self.agreed = max(self.agreed, end, commit)
-        return max(commit, min(message.commit, self.agreed)), self.accept(message.sender)
+        commit = max(commit, min(message.commit, self.agreed))
+        waits = message.entries and self._log.written < self.agreed
+        return commit, None if waits else self.accept(message.sender)
 
     def _merge(self, entries: Sequence[Entry]) -> None:
         """Entries behind a point that agrees: the first that differs takes the place of everything from there on."""

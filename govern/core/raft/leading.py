@@ -35,7 +35,7 @@ from ...peer_messages import (
 )
 from .log import Log
 from .membership import majority
-from .progress import WINDOW, Phase, Progress, Sending
+from .progress import Phase, Progress, Sending
 from .types import MemberProgress, Timing
 
 
@@ -210,15 +210,14 @@ class Leading:
             yield TimeoutNow(transfer.to, self.me, self.term)
 
     def _collect_entries(self, progress: Progress, commit: int) -> Iterator[RaftMessage]:
-        last = self._log.last_index
-        while progress.next <= last and not progress.paused and len(progress.in_flight) < WINDOW:
-            entries = self._log.slice(progress.next, last, ENTRIES_BYTES_MAX)
-            yield self._make_append(progress, progress.next - 1, commit, entries)
-            if progress.phase is Phase.PROBE:
-                progress.paused = True
-            else:
-                progress.next += len(entries)
-                progress.in_flight.append(progress.next - 1)
+        first, last = progress.next, self._log.last_index
+        while first <= last and progress.may_send:
+            entries = self._log.slice(first, last, ENTRIES_BYTES_MAX)
+            yield self._make_append(progress, first - 1, commit, entries)
+            first += len(entries)
+            progress.in_flight.append(first - 1)
+            if progress.phase is Phase.REPLICATE:
+                progress.next = first
         if progress.phase is Phase.REPLICATE and progress.commit_sent < commit:
             yield self._make_append(progress, progress.next - 1, commit, ())
 
@@ -250,13 +249,14 @@ class Leading:
         """An Append without entries, at the point of which it is hoped that the member agrees there."""
         if progress.sending is not None or progress.next <= self._log.base_index:
             snapshot = self._log.snapshot if progress.sending is None else progress.sending.snapshot
-            message = Append(progress.member, self.me, self.term, snapshot.meta.index, snapshot.meta.term, commit, self._round, ())
             progress.due = False
-            return message
+            return Append(progress.member, self.me, self.term, snapshot.meta.index, snapshot.meta.term, commit, self._round, ())
         return self._make_append(progress, progress.next - 1, commit, ())
 
     def _make_append(self, progress: Progress, prev: int, commit: int, entries: tuple[Entry, ...]) -> Append:
         prev_term = self._log.term_of(prev)
         assert prev_term is not None
-        progress.due, progress.commit_sent = False, commit
+        progress.commit_sent = commit
+        if not entries:  # Appends with entries are answered when those are durable: a round does not wait for that
+            progress.due = False
         return Append(progress.member, self.me, self.term, prev, prev_term, commit, self._round, entries)

@@ -61,11 +61,14 @@ class Progress:
     due: bool = True
     """Whether something is to be sent even when there is nothing to say: a new round has begun."""
     commit_sent: int = 0
-    paused: bool = False
-    """While probing: an Append is on the way."""
     in_flight: deque[int] = attrs.field(factory=deque)
-    """While replicating: the last index of each Append on the way."""
+    """The last index of each Append on the way that has entries."""
     sending: Sending | None = None
+
+    @property
+    def may_send(self) -> bool:
+        """Whether an Append with entries may go."""
+        return len(self.in_flight) < (WINDOW if self.phase is Phase.REPLICATE else 1)
 
     def accepted(self, index: int) -> None:
         """It agrees, and is durable, up to `index`."""
@@ -77,8 +80,9 @@ class Progress:
             if self.match < self.sending.snapshot.meta.index:
                 return
             self.next = self.match + 1
-        if self.phase is not Phase.REPLICATE:
-            self.phase, self.paused, self.sending = Phase.REPLICATE, False, None
+        elif self.phase is Phase.PROBE and self.in_flight:
+            self.next = self.in_flight[-1] + 1  # what was tried will be accepted too, when it is durable there
+        self.phase, self.sending = Phase.REPLICATE, None
 
     def refused(self, index: int, hint: int) -> None:
         """It does not agree where it was tried, nor behind `index`; and the leader knows that it does not behind `hint`."""
@@ -86,7 +90,7 @@ class Progress:
         if index < self.match or self.phase is Phase.SNAPSHOT or (self.phase is Phase.PROBE and hint + 1 >= self.next):
             return  # G3
         self.next = hint + 1
-        self.phase, self.paused = Phase.PROBE, False
+        self.phase = Phase.PROBE
         self.in_flight.clear()
 
     def recent(self, now_us: int, election_us: int) -> bool:

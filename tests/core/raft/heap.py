@@ -64,8 +64,8 @@ TIMING: Final = Timing()
 
 @contextmanager
 def small_bounds() -> Iterator[None]:
-    """Snapshots of several pieces, and logs that are soon too short: without that no run would see either."""
-    with patch.object(leading_module, "SNAPSHOT_CHUNK_BYTES", 8), patch.object(core_module, "KEEP_BEHIND", 3):
+    """Snapshots of several pieces, logs that are soon too short, two entries in an Append: no run would see them otherwise."""
+    with patch.multiple(leading_module, SNAPSHOT_CHUNK_BYTES=8, ENTRIES_BYTES_MAX=70), patch.object(core_module, "KEEP_BEHIND", 3):
         yield
 
 
@@ -110,6 +110,7 @@ class Plan:
     changes: float
     transfers: float
     compaction: float
+    proposals: float
 
     @classmethod
     def draw(cls, chance: random.Random) -> Plan:
@@ -129,8 +130,9 @@ class Plan:
             hangs=sometimes(0.3, 0.02, 0.2),
             wipes=sometimes(0.3, 0.5),
             changes=sometimes(0.5, 1.0, 4.0),
-            transfers=sometimes(0.3, 0.5, 2.0),
+            transfers=sometimes(0.4, 1.0, 4.0),
             compaction=sometimes(0.5, 0.1, 0.5),
+            proposals=chance.choice((0.2, 3.0, 20.0)),
         )
 
 
@@ -180,8 +182,8 @@ class Run:
         """Faults, healing, judgement."""
         with small_bounds():
             for act, rate in (
-                (self._propose, 8.0),
-                (self._ask, 3.0),
+                (self._propose, self.plan.proposals),
+                (self._ask, 4.0),
                 (self._break_link, self.plan.breaks),
                 (self._crash_somebody, self.plan.crashes),
                 (self._wipe_somebody, self.plan.wipes),
@@ -320,13 +322,17 @@ class Run:
         if place.writing is None:
             place.writing = core.begin_write()
             if place.writing is not None:
-                hangs = not self._healed and self.chance.random() < self.plan.hangs
-                seconds = self.chance.uniform(0.5, 3.0) if hangs else self.chance.expovariate(1 / self.plan.slow_disk)
-                self.after(min(seconds, 0.3) if self._healed else seconds, self._written, place, place.life)
+                self.after(self._write_seconds(), self._written, place, place.life)
         at = self.now + max(0.0, (core.deadline_us - place.clock(self.now)) / 1e6 / place.rate) + 1e-6
         if at < place.next_tick - 1e-5 or place.next_tick < self.now:
             place.next_tick = at
             self.after(at - self.now, self._tick, place, place.life, at)
+
+    def _write_seconds(self) -> float:
+        if self._healed:
+            return min(0.3, self.chance.expovariate(1 / self.plan.slow_disk))
+        hangs = self.chance.random() < self.plan.hangs
+        return self.chance.uniform(0.5, 3.0) if hangs else self.chance.expovariate(1 / self.plan.slow_disk)
 
     def _judge(self, place: Place, core: RaftCore) -> None:
         if core.role is not place.role:
@@ -544,7 +550,7 @@ class Run:
         if place is None or place.core is None:
             return
         try:
-            place.core.transfer(self.chance.choice(self.places).member, place.clock(self.now))
+            place.core.transfer(self.chance.choice(place.core.membership.members), place.clock(self.now))
         except ChangeRefused as error:
             self.say(f"? {place.node_id}: {error}")
             return

@@ -116,7 +116,9 @@ class Consensus:
         if hard.term < disk.term:
             self._report(Violation(f"4: {machine} starts in term {hard.term}, and term {disk.term} was durable"))
         if known is not None and hard.voted_for != known:
-            self._report(Violation(f"4: {machine} starts with a vote for {hard.voted_for} in term {hard.term}; the one for {known} is gone"))
+            self._report(
+                Violation(f"4: {machine} starts with a vote for {hard.voted_for} in term {hard.term}; the one for {known} is gone")
+            )
         before, member, votes = disk.last, disk.member, disk.votes
         disk = self._disks[machine] = CandidateDisk(member, hard.term, votes)
         disk.write((), snapshot)

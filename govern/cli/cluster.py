@@ -1,0 +1,229 @@
+"""The verbs about the whole cluster: who its nodes are, who answers for what, who may be controller, and the way out of a lost majority.
+
+`nodes` and `table` look; while there is no controller they show what the node at the other end knows, and say so. `members`, `transfer`,
+`reset` and `forget` ask the controller, through whichever node is reached. `recover` works on the data directory of a stopped node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ..actors.metadata_log import fold_metadata
+from ..client import Registry
+from ..core.table import Table
+from ..environment import real_environment
+from ..errors import NoController, StorageError
+from ..storage.recover import force_new_cluster
+from .output import columns, print_error, print_json, print_line
+from .process import EXIT_DONE, EXIT_REFUSED, EXIT_USAGE, run_verb
+from .reads import in_time, open_registry
+
+CONFIRMATION: Final = "force new cluster"
+
+
+# --- looking ------------------------------------------------------------------------------------------------------------------
+
+
+def nodes(found: argparse.Namespace) -> int:
+    """Print the nodes of the cluster; exit code 1 when one is down."""
+
+    async def verb() -> int:
+        async with open_registry(found) as registry:
+            rows = await _nodes(found, registry)
+        if found.json:
+            print_json(rows)
+        else:
+            _print_rows(
+                ("NODE", "CLIENTS", "PEERS", "CANDIDATE", "STATE", "PRIMARIES", "COPIES"),
+                [
+                    (str(row["node_id"]), row["clients"], row["peers"], _candidacy(row), row["state"], *map(str, _counts(row)))
+                    for row in rows
+                ],
+            )
+        return EXIT_DONE if rows and all(row["state"] == "up" for row in rows) else EXIT_REFUSED
+
+    return run_verb(verb)
+
+
+async def _nodes(found: argparse.Namespace, registry: Registry) -> list[dict[str, Any]]:
+    try:
+        answer = await in_time(found, lambda: registry.administer("nodes"))
+        rows: list[dict[str, Any]] = answer["nodes"]
+        return [{**row, "controller": row["node_id"] == answer["controller"]} for row in rows]
+    except NoController as error:
+        state = await in_time(found, registry.status)
+        table: Table = await in_time(found, registry.table)
+        print_error(f"{error}; this is what node {state['node_id']} knows")
+        voters = [candidate["node_id"] for candidate in state["candidates"] if candidate["voter"]]
+        return [
+            {
+                "node_id": node.node_id,
+                "clients": node.clients,
+                "peers": node.peers,
+                "candidate": node.candidate,
+                "voter": node.node_id in voters,
+                "state": node.state,
+                "primaries": table.primaries(node.node_id),
+                "copies": table.copies(node.node_id),
+                "controller": False,
+            }
+            for node in table.nodes
+        ]
+
+
+def _candidacy(row: dict[str, Any]) -> str:
+    """What part a node has in elections, in one word."""
+    return "controller" if row["controller"] else "voter" if row["voter"] else "waits" if row["candidate"] else "no"
+
+
+def _counts(row: dict[str, Any]) -> tuple[int, int]:
+    return row["primaries"], row["copies"]
+
+
+def table(found: argparse.Namespace) -> int:
+    """Print which node answers for which slots; exit code 1 when slots belong to nobody."""
+
+    async def verb() -> int:
+        async with open_registry(found) as registry:
+            known: Table = await in_time(found, registry.table)
+        rows = [
+            {
+                "first": run.first,
+                "last": run.last,
+                "primary": run.primary,
+                "copies": [node_id for node_id, _ in run.copies],
+                "in_sync": list(run.in_sync),
+                "term": run.term,
+            }
+            for run in known.runs
+        ]
+        if found.json:
+            print_json(rows)
+        elif rows:
+            _print_rows(
+                ("SLOTS", "COUNT", "PRIMARY", "COPIES", "IN SYNC", "TERM"),
+                [
+                    (
+                        f"{run.first}-{run.last}",
+                        str(run.last - run.first + 1),
+                        str(run.primary),
+                        " ".join(str(node_id) for node_id, _ in run.copies),
+                        " ".join(map(str, run.in_sync)),
+                        str(run.term),
+                    )
+                    for run in known.runs
+                ],
+            )
+        is_whole = known.unassigned_count == 0
+        if not is_whole:
+            print_error(f"{known.unassigned_count} slots belong to nobody yet")
+        return EXIT_DONE if is_whole else EXIT_REFUSED
+
+    return run_verb(verb)
+
+
+def _print_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for line in columns([head, *rows]):
+        print_line(line)
+
+
+# --- asking the controller ------------------------------------------------------------------------------------------------------
+
+
+def members(found: argparse.Namespace) -> int:
+    """Add, promote or remove a candidate; the answer comes when the change is committed."""
+    done = {"add": "is a learner now; when it has caught up: govern members promote", "promote": "is a voter now", "remove": "is removed"}
+
+    async def verb() -> int:
+        async with open_registry(found) as registry:
+            result = await registry.administer(f"members.{found.action}", found.node_id)
+        if found.json:
+            print_json(result)
+        else:
+            more = f" {found.node_id}" if found.action == "add" else ""
+            print_line(f"node {found.node_id} {done[found.action]}{more}; voters: {_ids(result['voters'])}")
+        if "warning" in result:
+            print_error(f"warning: {result['warning']}")
+        return EXIT_DONE
+
+    return run_verb(verb)
+
+
+def _ids(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids)) or "none"
+
+
+def transfer(found: argparse.Namespace) -> int:
+    """Hand the controller's office to another candidate."""
+
+    async def verb() -> int:
+        async with open_registry(found) as registry:
+            await registry.administer("transfer", found.node_id)
+        whom = f"node {found.node_id}" if found.node_id else "another candidate"
+        print_line(f"{whom} is told to stand for election: govern nodes shows who won")
+        return EXIT_DONE
+
+    return run_verb(verb)
+
+
+def reset(found: argparse.Namespace) -> int:
+    """Give up what was on a disk that a node no longer has: its slots begin again, empty."""
+
+    async def verb() -> int:
+        async with open_registry(found) as registry:
+            await registry.administer("reset", found.node_id)
+        print_line(f"the lost slots of node {found.node_id} begin again, empty; living clients register again by themselves")
+        return EXIT_DONE
+
+    return run_verb(verb)
+
+
+def forget(found: argparse.Namespace) -> int:
+    """Take a node that is gone for good from the list."""
+
+    async def verb() -> int:
+        async with open_registry(found) as registry:
+            await registry.administer("forget", found.node_id)
+        print_line(f"node {found.node_id} is forgotten")
+        return EXIT_DONE
+
+    return run_verb(verb)
+
+
+# --- recovering -----------------------------------------------------------------------------------------------------------------
+
+
+def recover(found: argparse.Namespace) -> int:
+    """Make the data directory of a stopped candidate that of the only candidate of its cluster."""
+    if not found.force_new_cluster:
+        print_error("recover: say --force-new-cluster, for that is all it can do (govern recover --help tells what it costs)")
+        return EXIT_USAGE
+    if not _confirmed(found.yes):
+        print_error("nothing was changed")
+        return EXIT_REFUSED
+
+    async def verb() -> int:
+        storage = real_environment(found.data_dir).storage
+        assert storage is not None
+        try:
+            report = await force_new_cluster(storage, node_id=found.node_id, fold=fold_metadata)
+        except StorageError as error:
+            print_error(f"nothing was changed: {error}")
+            return EXIT_REFUSED
+        for line in report.lines():
+            print_line(line)
+        return EXIT_DONE
+
+    return run_verb(verb)
+
+
+def _confirmed(is_said: bool) -> bool:
+    """Whether a person means it."""
+    if is_said:
+        return True
+    print_line("This makes one candidate a cluster of its own. Do it only when most candidates are lost for good:")
+    print_line(f"if one of them still runs there will be two clusters. Type `{CONFIRMATION}` to go on:")
+    return sys.stdin.readline().strip() == CONFIRMATION
