@@ -19,8 +19,8 @@ import attrs
 import trio
 
 from ..core.controller import DecisionRefused
-from ..core.dispatch import Word
 from ..core.ownership import Ownership
+from ..core.requests import Word
 from ..errors import Indeterminate, NoController, Rejected
 from ..messages import Administered, Message, Refused
 from ..peer_messages import AskController, ControllerAnswer, Member

@@ -23,9 +23,10 @@ from typing import Any, Final
 import attrs
 import trio
 
-from ..core.dispatch import Dispatch, Write
+from ..core.dispatch import Dispatch
 from ..core.limits import Limits
 from ..core.links import Gate, Link, overdue
+from ..core.requests import Write
 from ..core.sessions import Sessions, Silent
 from ..core.subscriptions import Subscriptions
 from ..core.suspects import Suspects

@@ -139,8 +139,6 @@ class Election:
             await nursery.start(self._log.run)
             nursery.start_soon(self._write_batches)
             task_status.started()
-            if self.core is not None and self.core.membership.voters == (self._me,):
-                self.core.campaign(self._now_us())  # there is nobody whose lead could be disturbed
             await self._serve()
 
     def _make_core(self, hard: HardState, snapshot: Snapshot, entries: Sequence[Entry]) -> None:
@@ -158,21 +156,24 @@ class Election:
         return round(trio.current_time() * 1e6)
 
     async def _serve(self) -> None:
-        await self._hand_on()
         while True:
+            if self.core is not None:
+                await self._turn(self.core)
             mail: ElectionMail | None = None
             due = float("inf") if self.core is None else self.core.deadline_us / 1e6
             with trio.move_on_at(due):
                 mail = await self._mailbox.get()
             if mail is not None:
                 await self._take(mail)
-            if self.core is not None:
-                now_us = self._now_us()
-                if now_us >= self.core.deadline_us:
-                    self.core.tick(now_us)
-                self._send_all()
-                self._give_to_disk()
-                await self._hand_on()
+
+    async def _turn(self, core: RaftCore) -> None:
+        """What is due, then out with everything that came of it. It stands before each wait: nothing that the rules want is left lying."""
+        now_us = self._now_us()
+        if now_us >= core.deadline_us:
+            core.tick(now_us)
+        self._send_all()
+        self._give_to_disk()
+        await self._hand_on()
 
     async def _take(self, mail: ElectionMail) -> None:
         core, now_us = self.core, self._now_us()

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from ..core.dispatch import Word, Write
+from ..core.requests import Word, Write
 from ..core.sessions import Silent
 from ..core.shard import Outcome
 from ..messages import Message

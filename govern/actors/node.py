@@ -26,12 +26,13 @@ import trio
 from .._version import VERSION
 from ..config import Config, build_config
 from ..core.brake import Brake
-from ..core.dispatch import Dispatch, Identity
+from ..core.dispatch import Dispatch
 from ..core.history import History
 from ..core.links import Gate
 from ..core.meta import ApplyFailed
 from ..core.ownership import Ownership
 from ..core.raft.types import Timing
+from ..core.requests import Identity
 from ..core.sessions import Sessions
 from ..core.shard import Shard
 from ..core.standing import Health
@@ -66,6 +67,7 @@ MANAGER_MAILBOX_CAPACITY: Final = 4096  # heartbeats of nodes, mostly; likewise
 UNSYNCED_DEGRADED_SECONDS: Final = 3.0
 LAG_DEGRADED_MS: Final = 500.0
 FSYNC_DEGRADED_MS: Final = 500.0
+FSYNC_RECENT_SECONDS: Final = 10.0  # what a disk did before that says nothing of it now: a node without writes would complain for ever
 
 _log = logging.getLogger(__name__)
 
@@ -77,19 +79,36 @@ class Node:
         self.config = config
         self.environment = environment
         self._directory = directory
-        limits = config.limits
         self._boot_no = 1 if directory is None else directory.identity.boot_no
         disk_id = environment.random.randbytes(16) if directory is None else directory.identity.disk_id
         self._me = Member(config.node_id, disk_id)
-        limits = config.limits
+        self._store_mailbox = Mailbox[WriteBatch]("shard_store", capacity=STORE_MAILBOX_CAPACITY)
+        self._sessions_mailbox = Mailbox[SessionsMail]("client_sessions", capacity=SESSIONS_MAILBOX_CAPACITY)
+        self._election_mailbox = Mailbox[ElectionMail]("election", capacity=ELECTION_MAILBOX_CAPACITY)
+        self._manager_mailbox = Mailbox[ManagerMail]("slot_manager", capacity=MANAGER_MAILBOX_CAPACITY)
+        self._make_cores()
+        self._make_store_and_detector()
+        self._make_connections()
+        self._election = self._make_election()
+        self._manager = self._make_manager()
+        self._cluster_status = ClusterStatus(
+            node_id=config.node_id, ownership=self._ownership, manager=self._manager, election=self._election, links=self._peers
+        )
+        self._tree = self._make_tree()
+
+    # --- building -----------------------------------------------------------------------------------------------------------
+
+    def _make_cores(self) -> None:
+        limits, directory = self.config.limits, self._directory
         self._ownership = Ownership(self._me, self._boot_no)
         self._sessions = Sessions()
         self._shard = Shard(self._sessions, limits)
         history = History()
         self._suspects = Suspects(self._shard, self._sessions, history)
         self._subscriptions = Subscriptions(self._shard, self._suspects, limits)
-        gate = Gate(limits)
-        self._identity = Identity(node_id=config.node_id, cluster_id="", version=VERSION)
+        self._gate = Gate(limits)
+        self._brake = Brake(enabled=self.config.brake)
+        self._identity = Identity(node_id=self.config.node_id, cluster_id="", version=VERSION)
         self._dispatch = Dispatch(
             identity=self._identity,
             shard=self._shard,
@@ -97,57 +116,57 @@ class Node:
             suspects=self._suspects,
             subscriptions=self._subscriptions,
             history=history,
-            gate=gate,
+            gate=self._gate,
             limits=limits,
             ownership=self._ownership,
             status=self.status,
             disk_full=lambda: directory is not None and self._store.loaded.is_set() and directory.log.full,
         )
-        store_mailbox = Mailbox[WriteBatch]("shard_store", capacity=STORE_MAILBOX_CAPACITY)
-        sessions_mailbox = Mailbox[SessionsMail]("client_sessions", capacity=SESSIONS_MAILBOX_CAPACITY)
-        self._election_mailbox = Mailbox[ElectionMail]("election", capacity=ELECTION_MAILBOX_CAPACITY)
-        self._manager_mailbox = Mailbox[ManagerMail]("slot_manager", capacity=MANAGER_MAILBOX_CAPACITY)
+
+    def _make_store_and_detector(self) -> None:
         self._store = ShardStore(
             shard=self._shard,
             sessions=self._sessions,
             ownership=self._ownership,
-            clock=environment.clock,
-            directory=directory,
-            mailbox=store_mailbox,
-            sessions_mailbox=sessions_mailbox,
+            clock=self.environment.clock,
+            directory=self._directory,
+            mailbox=self._store_mailbox,
+            sessions_mailbox=self._sessions_mailbox,
             manager_mailbox=self._manager_mailbox,
-            snapshot_bytes=config.snapshot_bytes,
+            snapshot_bytes=self.config.snapshot_bytes,
         )
-        self._brake = Brake(enabled=config.brake)
         self._detector = FailureDetector(
             shard=self._shard,
             sessions=self._sessions,
             ownership=self._ownership,
-            clock=environment.clock,
-            gate=gate,
+            clock=self.environment.clock,
+            gate=self._gate,
             brake=self._brake,
-            sessions_mailbox=sessions_mailbox,
+            sessions_mailbox=self._sessions_mailbox,
         )
-        host, port = config.address
+
+    def _make_connections(self) -> None:
+        """Those of clients, and those to other nodes."""
+        host, port = self.config.address
         self._clients = ClientSessions(
-            network=environment.network,
-            clock=environment.clock,
+            network=self.environment.network,
+            clock=self.environment.clock,
             dispatch=self._dispatch,
             sessions=self._sessions,
             suspects=self._suspects,
             subscriptions=self._subscriptions,
-            gate=gate,
-            limits=limits,
-            mailbox=sessions_mailbox,
-            store_mailbox=store_mailbox,
+            gate=self._gate,
+            limits=self.config.limits,
+            mailbox=self._sessions_mailbox,
+            store_mailbox=self._store_mailbox,
             manager_mailbox=self._manager_mailbox,
             host=host,
             port=port,
         )
-        peer_host, peer_port = (None, 0) if config.peer_address is None else config.peer_address
+        peer_host, peer_port = (None, 0) if self.config.peer_address is None else self.config.peer_address
         self._peers = PeerConnector(
-            network=environment.network,
-            random=environment.random,
+            network=self.environment.network,
+            random=self.environment.random,
             hello=self._hello,
             host=peer_host,
             port=peer_port,
@@ -155,21 +174,26 @@ class Node:
             on_up=lambda node_id, hello: self._note_links(),
             on_down=lambda node_id: self._note_links(),
         )
-        self._election: Election | None = None
-        if config.candidate:
-            raft_log = MemoryRaftLog() if directory is None else RaftLog.open(directory.storage, directory.identity)
-            self._metadata_log = MetadataLog(raft_log)
-            self._election = Election(
-                me=self._me,
-                log=self._metadata_log,
-                random=environment.random,
-                timing=Timing(),
-                mailbox=self._election_mailbox,
-                manager_mailbox=self._manager_mailbox,
-                send=self._peers.send,
-            )
-        alone = environment.random.randbytes(16) if directory is None and not config.peers else NO_CLUSTER
-        self._manager = SlotManager(
+
+    def _make_election(self) -> Election | None:
+        if not self.config.candidate:
+            return None
+        directory = self._directory
+        self._metadata_log = MetadataLog(MemoryRaftLog() if directory is None else RaftLog.open(directory.storage, directory.identity))
+        return Election(
+            me=self._me,
+            log=self._metadata_log,
+            random=self.environment.random,
+            timing=Timing(),
+            mailbox=self._election_mailbox,
+            manager_mailbox=self._manager_mailbox,
+            send=self._peers.send,
+        )
+
+    def _make_manager(self) -> SlotManager:
+        config, directory, random = self.config, self._directory, self.environment.random
+        alone = random.randbytes(16) if directory is None and not config.peers else NO_CLUSTER
+        return SlotManager(
             myself=Myself(
                 member=self._me,
                 boot_no=self._boot_no,
@@ -188,45 +212,35 @@ class Node:
                 ownership=self._ownership,
                 election=self._election,
                 election_mailbox=self._election_mailbox,
-                sessions_mailbox=sessions_mailbox,
+                sessions_mailbox=self._sessions_mailbox,
             ),
-            random=environment.random,
-            clock=environment.clock,
+            random=random,
+            clock=self.environment.clock,
             health=self._health,
             clients_address=config.clients_address,
             peers_address=self._peers_address,
             mailbox=self._manager_mailbox,
             election_mailbox=self._election_mailbox,
         )
-        self._cluster_status = ClusterStatus(
-            node_id=config.node_id, ownership=self._ownership, manager=self._manager, election=self._election, links=self._peers
-        )
-        self._tree = [
-            Child(name="shard_store", run=self._store.run, restart=Restart.VITAL, grace_seconds=5.0, mailboxes=[store_mailbox]),
-            Child(name="failure_detector", run=self._detector.run, restart=Restart.VITAL, grace_seconds=1.0),
-            *self._election_children(),
-            Child(
-                name="slot_manager",
-                run=self._manager.run,
-                restart=Restart.VITAL,
-                grace_seconds=1.0,
-                mailboxes=[self._manager_mailbox],
-            ),
-            Child(name="peer_connector", run=self._peers.run, restart=Restart.PERMANENT, grace_seconds=1.0),
-            Child(
-                name="client_sessions",
-                run=self._clients.run,
-                restart=Restart.VITAL,
-                grace_seconds=STOP_SECONDS + 1.0,
-                mailboxes=[sessions_mailbox],
-            ),
-        ]
 
-    def _election_children(self) -> list[Child]:
-        if self._election is None:
-            return []
-        run, mailboxes = self._election.run, [self._election_mailbox]
-        return [Child(name="election", run=run, restart=Restart.VITAL, grace_seconds=1.0, mailboxes=mailboxes)]
+    def _make_tree(self) -> list[Child]:
+        vital = Restart.VITAL
+        store = Child(name="shard_store", run=self._store.run, restart=vital, grace_seconds=5.0, mailboxes=[self._store_mailbox])
+        detector = Child(name="failure_detector", run=self._detector.run, restart=vital, grace_seconds=1.0)
+        elections = []
+        if self._election is not None:
+            mailboxes = [self._election_mailbox]
+            elections = [Child(name="election", run=self._election.run, restart=vital, grace_seconds=1.0, mailboxes=mailboxes)]
+        manager = Child(name="slot_manager", run=self._manager.run, restart=vital, grace_seconds=1.0, mailboxes=[self._manager_mailbox])
+        peers = Child(name="peer_connector", run=self._peers.run, restart=Restart.PERMANENT, grace_seconds=1.0)
+        sessions = Child(
+            name="client_sessions",
+            run=self._clients.run,
+            restart=vital,
+            grace_seconds=STOP_SECONDS + 1.0,
+            mailboxes=[self._sessions_mailbox],
+        )
+        return [store, detector, *elections, manager, peers, sessions]
 
     # --- between the actors -------------------------------------------------------------------------------------------------
 
@@ -321,7 +335,7 @@ class Node:
             degraded.append(f"the disk has not answered for {log.unsynced_seconds:.0f} s: writes wait for it")
         if lag_ms > LAG_DEGRADED_MS:
             degraded.append(f"the event loop was {lag_ms:.0f} ms late: something blocks it")
-        if fsync_ms > FSYNC_DEGRADED_MS:
+        if log is not None and fsync_ms > FSYNC_DEGRADED_MS and trio.current_time() - log.synced_at < FSYNC_RECENT_SECONDS:
             degraded.append(f"the last fsync took {fsync_ms:.0f} ms: the disk is slow")
         if self._store.loaded.is_set():
             degraded += self._cluster_status.degraded(is_fresh)

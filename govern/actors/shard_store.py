@@ -20,9 +20,9 @@ from typing import Final
 import trio
 
 from ..core.blocks import Block
-from ..core.dispatch import Write
 from ..core.entries import OP_TYPES, ExpireOp, unpack_op
 from ..core.ownership import Ownership
+from ..core.requests import Write
 from ..core.sessions import Sessions
 from ..core.shard import Outcome, Shard
 from ..environment import Clock

@@ -29,10 +29,10 @@ import trio
 
 from ..core.bootstrap import Adopt, Bootstrap
 from ..core.controller import Controller
-from ..core.dispatch import Identity
 from ..core.meta import ClusterInit, MetaState
 from ..core.ownership import Ownership
 from ..core.raft.types import DATA
+from ..core.requests import Identity
 from ..core.standing import Health, Standing
 from ..core.table import EMPTY, Table, TableReader, apply
 from ..environment import Clock, Random

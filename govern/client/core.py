@@ -115,26 +115,35 @@ class Wishes:
     questions: list[Question]
 
 
+@attrs.define
+class Shared:
+    """What the cores of one client share."""
+
+    numbers: Numbers = attrs.field(factory=Numbers)
+    memory: Memory = attrs.field(factory=Memory)
+    claimed: dict[tuple[ServiceKey, str], Registrations] = attrs.field(factory=dict)
+    """Every id that is claimed, and at which core."""
+
+
 class ClientCore:
     """One session at one node: its claims, its views, its questions, and its present connection."""
 
-    def __init__(self, session_id: bytes, numbers: Numbers | None = None, memory: Memory | None = None) -> None:
-        self._numbers = numbers or Numbers()
-        self.outbox = Outbox(1 + session_id[0] / 512, self._numbers)
-        self.registrations = Registrations(self.outbox)
+    def __init__(self, session_id: bytes, shared: Shared | None = None) -> None:
+        shared = shared or Shared()
+        self.outbox = Outbox(1 + session_id[0] / 512, shared.numbers)
+        self.registrations = Registrations(self.outbox, shared.claimed)
         self.commands = Commands(self.outbox, self.registrations)
         self.resync = Resyncer(self.outbox, self.registrations)
-        self.views = Views(self.outbox, memory)
+        self.views = Views(self.outbox, shared.memory)
         self.reads = Reads(self.outbox)
         self.phase = Phase.DOWN
         self.attempt = 0
         self.cluster_id = ""
         self.node_id: int | None = None
-        self.table_version = 0
-        """The newest that the node has named."""
         self.moved: list[Moved] = []
         """What it has sent elsewhere since this was emptied (C6)."""
         self._session_id = session_id
+        self._numbers = shared.numbers
         self._goodbye: Request | None = None
         self._interval_seconds = HEARTBEAT_SECONDS
         self._heartbeats: dict[int, tuple[float, int]] = {}  # unanswered: id -> (sent at, movements then, or -1: not comparable)
@@ -150,6 +159,11 @@ class ClientCore:
     @property
     def connected(self) -> bool:
         return self.phase is Phase.UP
+
+    @property
+    def table_version(self) -> int:
+        """The newest version of the table that the node has named over this connection."""
+        return self.views.table_version
 
     @property
     def has_work(self) -> bool:
@@ -229,7 +243,7 @@ class ClientCore:
         if self.phase is Phase.CLOSED:
             return
         self.phase = Phase.DOWN
-        self.table_version = 0
+        self.views.table_version = 0
         self.moved.clear()
         self.outbox.frames.clear()  # they were for that stream
         self._heartbeats.clear()
@@ -338,7 +352,7 @@ class ClientCore:
         check_protocol(message)
         other_cluster = bool(self.cluster_id) and message.cluster_id != self.cluster_id
         self.cluster_id, self.node_id = message.cluster_id, message.node_id
-        self.table_version = message.table_version
+        self.views.table_version = message.table_version
         self._interval_seconds = min(message.heartbeat_ms / 1000 or HEARTBEAT_SECONDS, HEARTBEAT_SECONDS_MAX)
         self.phase = Phase.UP
         self._goodbye = None
@@ -393,7 +407,7 @@ class ClientCore:
         while request_id in self._heartbeats:  # answers come in order: older ones are answered with it
             del self._heartbeats[next(iter(self._heartbeats))]
         self._doubted_at = math.inf
-        self.table_version = max(self.table_version, message.table_version)
+        self.views.table_version = max(self.table_version, message.table_version)
         self.views.node_fresh(message.fresh, now)
         _, movements = heartbeat
         if message.state == HEARTBEAT_RESYNC and movements == self.registrations.movements:  # C3

@@ -19,8 +19,11 @@ G3  Whenever a core is connected, the entry is. While none is, the entry looks e
     that `connect` was given, then at every node that the table knows. Every other core looks for its own node alone.
 G4  One client speaks to one cluster. Another one is believed only when no core is connected; then every wish goes to that entry, and starts
     anew there.
-G5  A core that nobody needs any more says Goodbye after 30 seconds and ends; one always stays, for news of the table.
+G5  A core that nobody needs any more says Goodbye after 30 seconds and ends; the entry only when another core is needed, for somebody has
+    to bring news of the table. While there is a newer table than the one in hand nobody says Goodbye: the node may hold what is claimed at
+    another one still.
 G6  A node is known by its id: who answers at the address of another node is not spoken to, unless it is the entry that has found it.
+G7  A subscription is of one reign over a slot: when the table names a later term, it is made again.
 """
 
 from __future__ import annotations
@@ -35,8 +38,8 @@ from ..errors import Unreachable
 from ..messages import AskTable, HelloOk, build_message
 from ..model import Instance, ServiceKey
 from .commands import Command
-from .core import ClientCore, Phase, check_protocol
-from .outbox import Numbers, Request
+from .core import ClientCore, Phase, Shared, check_protocol
+from .outbox import Request
 from .reads import Asked, Question
 from .routing import Routing
 from .views import Memory
@@ -46,6 +49,8 @@ IDLE_SECONDS: Final = 30.0
 """So long a connection is kept that nobody needs: looking the same service up twice a minute should not dial twice a minute."""
 GOODBYE_SECONDS: Final = 1.0
 """So long the answer to the Goodbye of a core that is not needed any more is waited for."""
+REVIEW_SECONDS: Final = 1.0
+"""So often it is looked who is not needed any more; news are looked at at once."""
 TABLE_SECONDS_MAX: Final = 5.0
 """A node that has not given the table within this time is not waited for: the next one is asked."""
 
@@ -58,14 +63,15 @@ class Cores:
         self.seeds = list(seeds)
         self.cluster_id = ""
         self.routing = Routing()
-        self.memory = Memory()
         self.closed = False
-        self._numbers = Numbers()  # G2
+        self._shared = Shared()  # G2
         self._by_node: dict[int, ClientCore] = {}
         self._idle_since: dict[ClientCore, float] = {}
         self._leaving: dict[ClientCore, float] = {}  # Goodbye was said: until when its answer is waited for
         self._ended: list[ClientCore] = []
         self._is_dirty = False  # some wish may be where it does not belong
+        self._has_news = True  # there is something to do for `settle`
+        self._next_at = -math.inf
         self._table_question: Question | None = None
         self._table_core: ClientCore | None = None
         self._table_asked_at = -math.inf
@@ -76,11 +82,17 @@ class Cores:
         return f"<Cores {', '.join(map(repr, self.living()))} {self.routing}>"
 
     def _make_core(self, node_id: int | None) -> ClientCore:
-        core = ClientCore(self.session_id, self._numbers, self.memory)
+        core = ClientCore(self.session_id, self._shared)
         core.node_id, core.cluster_id = node_id, self.cluster_id
         if node_id is not None:
             self._by_node[node_id] = core
+        self._has_news = True
         return core
+
+    @property
+    def memory(self) -> Memory:
+        """What the cache is woken by."""
+        return self._shared.memory
 
     def begin_with(self, lists: Mapping[ServiceKey, tuple[Instance, ...]], cluster_id: str, table: Table | None) -> None:
         """Begin with what a cache knows. Before anything is wanted."""
@@ -205,6 +217,7 @@ class Cores:
         should be: then the stream is to be closed."""
         if core in self._leaving:
             core.receive(raw, now)
+            self._has_news = True
             return
         if core.phase is Phase.HELLO and raw[0] == HelloOk.TYPE:
             message = build_message(raw)
@@ -217,6 +230,7 @@ class Cores:
         if not self.entry.connected:
             self._enter_through(core, now)
         self.routing.announced(core.table_version)
+        self._has_news = self._has_news or self.routing.is_behind
         if core.moved:
             assert core.node_id is not None
             for moved in core.moved:
@@ -266,6 +280,7 @@ class Cores:
     def disconnected(self, core: ClientCore) -> None:
         """The stream of a core is gone."""
         core.disconnected()
+        self._has_news = True
         self._drop_table_question(core)
         if core is self.entry:
             other = self._another_entry()
@@ -276,6 +291,7 @@ class Cores:
         """The node of a core could not be reached."""
         if core is not self.entry:
             self.routing.doubt()
+            self._has_news = True
 
     # --- the table ------------------------------------------------------------------------------------------------------------
 
@@ -300,9 +316,19 @@ class Cores:
         question = self._table_question
         if question is not None and question.done:
             self._table_question = self._table_core = None
+            self._has_news = True
             if question.error is None and self.routing.take(read_change(question.answer)):
                 self._is_dirty = True
                 self.entry.outbox.tell(self.memory)
+                self._renew_views()
+
+    def _renew_views(self) -> None:
+        """Subscriptions of reigns that are over are made again (G7). What goes to another node is asked for there anyway."""
+        for core in self.living():
+            for service in list(core.views.services()):
+                run = self.routing.table.run_of(slot_of(service))
+                if run is not None and run.primary == core.node_id:
+                    core.views.renew(service, run.term)
 
     def _drop_table_question(self, core: ClientCore) -> None:
         """It will not be answered by this node: the next one is asked."""
@@ -311,27 +337,33 @@ class Cores:
             core.reads.forget(self._table_question)
             self._table_question = self._table_core = None
             self.routing.doubt()
+            self._has_news = True
 
     # --- time and the end -----------------------------------------------------------------------------------------------------
 
     @property
     def deadline(self) -> float:
         """When `settle` is to be called next."""
-        times = [*self._leaving.values(), *(since + IDLE_SECONDS for since in self._idle_since.values())]
-        if self._table_core is not None:
-            times.append(self._table_asked_at + TABLE_SECONDS_MAX)
-        elif self._table_sources():
-            times.append(self.routing.refresh_at)
-        return math.inf if self.closed else min(times, default=math.inf)
+        return math.inf if self.closed else self._next_at
 
-    def settle(self, now: float) -> None:
-        """Bring everything where it belongs, and do what is due."""
+    def settle(self, now: float) -> bool:
+        """Bring everything where it belongs, and do what is due. False when there was nothing to do: then no core was touched."""
         if self.closed:
-            return
+            return bool(self._ended)
+        if not (self._has_news or self._is_dirty) and now < self._next_at:
+            return False
+        self._has_news = False
         self._place_wishes(now)
         self._review(now)
         self._place_wishes(now)
         self._ask_for_table(now)
+        times = [now + REVIEW_SECONDS, *self._leaving.values(), *(since + IDLE_SECONDS for since in self._idle_since.values())]
+        if self._table_core is not None:
+            times.append(self._table_asked_at + TABLE_SECONDS_MAX)
+        elif self._table_sources():
+            times.append(self.routing.refresh_at)
+        self._next_at = min(times)
+        return True
 
     def _review(self, now: float) -> None:
         """End what nobody needs (G5)."""
@@ -339,19 +371,22 @@ class Cores:
             if core.has_left or now >= until:
                 self._end(core)
         for core in list(self._by_node.values()):
-            if core.has_work or (core is self.entry and self._another_entry() is None):
+            is_last = core is self.entry and self._another_entry(needed=True) is None
+            if core.has_work or is_last or self.routing.is_behind:
                 self._idle_since.pop(core, None)
             elif not core.connected:
                 self._end(core)
             elif now >= self._idle_since.setdefault(core, now) + IDLE_SECONDS:
                 self._part_with(core, now)
 
-    def _another_entry(self) -> ClientCore | None:
-        return next((core for core in self._by_node.values() if core.connected and core is not self.entry), None)
+    def _another_entry(self, *, needed: bool = False) -> ClientCore | None:
+        """Another core that is connected; if `needed`, one that is needed besides."""
+        others = (core for core in self._by_node.values() if core is not self.entry and core.connected)
+        return next((core for core in others if core.has_work or not needed), None)
 
     def _part_with(self, core: ClientCore, now: float) -> None:
         if core is self.entry:
-            other = self._another_entry()
+            other = self._another_entry(needed=True)
             assert other is not None
             self.entry, self._is_dirty = other, True
         assert core.node_id is not None

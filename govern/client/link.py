@@ -49,6 +49,8 @@ class Link:
         self._writable = trio.Event()
         self._moved = trio.Event()  # the core's deadline is earlier now
         self._sleeps_until = math.inf
+        self.is_dozing = False
+        """In a long pause, which ends when somebody needs the node."""
         self._work_came = trio.Event()
         self._greeted_at = math.inf
         self._failure: GovernError | OSError | None = None
@@ -71,7 +73,7 @@ class Link:
                 self._fail(Unreachable(f"the node does not read: {self._outgoing_bytes} bytes wait"))
         if self.core.deadline < self._sleeps_until:
             self._moved.set()
-        if self._links.cores.is_needed(self.core):
+        if self.is_dozing and self._links.cores.is_needed(self.core):
             self._work_came.set()
 
     def end(self) -> None:
@@ -90,6 +92,10 @@ class Link:
                     address = addresses[self._turn % len(addresses)]
                     self._turn += 1
                     await self._try(address)
+                else:
+                    self.failed = True
+                    self._links.cores.failed(self.core)
+                    self._links.flush(self.core)
                 self._failed_in_a_row += 1
                 if self.core.node_id is not None or self._failed_in_a_row >= len(addresses):
                     await self._pause((self._failed_in_a_row - 1) // max(len(addresses), 1))
@@ -101,7 +107,7 @@ class Link:
         self._links.failures[address] = failure
         self._links.cores.failed(self.core)
         self.core.outbox.tell(self.core)
-        self._links.flush()
+        self._links.flush(self.core)
         if self._greeted_at < math.inf and self._links.cores.knows_address(self.core):
             self._turn = 0  # the node may be back in a moment
         if trio.current_time() - self._greeted_at > STEADY_SECONDS:
@@ -112,9 +118,10 @@ class Link:
         uniform = self._links.random.uniform
         doubled = BACKOFF_SECONDS_MIN * 2 ** min(rounds, 10)
         if not self._links.cores.is_needed(self.core):
-            self._work_came = trio.Event()
+            self._work_came, self.is_dozing = trio.Event(), True
             with trio.move_on_after(uniform(0, min(doubled, BACKOFF_SECONDS_MAX_IDLE))) as idle:
                 await self._work_came.wait()
+            self.is_dozing = False
             if idle.cancelled_caught:
                 return
         await trio.sleep(uniform(0, min(doubled, BACKOFF_SECONDS_MAX_BUSY)))
@@ -136,14 +143,14 @@ class Link:
         finally:
             self._links.cores.disconnected(self.core)
             self._outgoing, self._outgoing_bytes = [], 0
-            self._links.flush()
+            self._links.flush(self.core)
             await trio.aclose_forcefully(stream)  # L1
 
     async def _serve(self, stream: trio.abc.HalfCloseableStream) -> GovernError | OSError:
         async with trio.open_nursery() as nursery:
             self._stream_scope = nursery.cancel_scope
             self.core.dialled(trio.current_time())
-            self._links.flush()
+            self._links.flush(self.core)
             for work in (self._read, self._write, self._tick):
                 nursery.start_soon(self._until_failure, work, stream)
         self._stream_scope = None
@@ -179,7 +186,7 @@ class Link:
                 self._greeted_at, self.failed = now, False
             if reader.error is not None:
                 raise reader.error
-            self._links.flush()
+            self._links.flush(self.core)
 
     async def _write(self, stream: trio.abc.HalfCloseableStream) -> None:
         while True:
@@ -200,4 +207,4 @@ class Link:
             now = trio.current_time()
             if now >= self.core.deadline:
                 self.core.tick(now)
-                self._links.flush()
+                self._links.flush(self.core)

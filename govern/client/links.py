@@ -71,30 +71,42 @@ class Links:
         core = self.home(service)
         return not core.connected and (core not in self._links or self._links[core].failed)
 
-    def flush(self) -> None:
-        """Take what the cores put out; to be called after every call into them."""
-        self.cores.settle(trio.current_time())
-        changed: dict[object, None] = {}
+    def flush(self, core: ClientCore | None = None) -> None:
+        """Take what the cores put out, and look at the one that was called, if any; to be called after every call into them."""
+        is_all = self.cores.settle(trio.current_time())
+        if is_all:
+            self._match_links()
+        for link in self._links.values():
+            if is_all or link.core is core or link.is_dozing or link.core.outbox.has_any:
+                self._carry(link)
+        if is_all and self.cores.deadline < self._sleeps_until:
+            self._hurry.set()
+
+    def _match_links(self) -> None:
+        """A link for every core, and none for those that have ended (K1)."""
         for core in self.cores.take_ended():
-            changed.update(dict.fromkeys(core.outbox.take()[1]))
+            self._ring_all(core.outbox.take()[1])
             self._links.pop(core).end()
-        for core in self.cores.all() if not self.cores.closed else []:
-            link = self._links.get(core) or self._start(core)
-            frames, things = core.outbox.take()
-            changed.update(dict.fromkeys(things))
-            link.put(frames)
-        for thing in changed:
+        if not self.cores.closed:
+            for core in self.cores.all():
+                if core not in self._links:
+                    self._start(core)
+
+    def _carry(self, link: Link) -> None:
+        frames, things = link.core.outbox.take()
+        link.put(frames)
+        self._ring_all(things)
+
+    def _ring_all(self, things: list[object]) -> None:
+        for thing in things:
             self.ring(thing)  # K2
             if isinstance(thing, ClientCore):
                 self.ring(self)
-        if self.cores.deadline < self._sleeps_until:
-            self._hurry.set()
 
-    def _start(self, core: ClientCore) -> Link:
-        link = self._links[core] = Link(self, core)  # K1
+    def _start(self, core: ClientCore) -> None:
+        link = self._links[core] = Link(self, core)
         if self._nursery is not None:
             self._nursery.start_soon(link.run)
-        return link
 
     # --- for those who wait ---------------------------------------------------------------------------------------------------
 
@@ -117,6 +129,12 @@ class Links:
         """Wait until every node that is needed is connected; raises `Stopped` when the client has left."""
         self.check_open()
         while not self.cores.connected:
+            await self.wait(self)
+            self.check_open()
+
+    async def wait_any_connected(self) -> None:
+        """Wait until any node is connected; raises `Stopped` when the client has left."""
+        while not self.cores.any_connected:
             await self.wait(self)
             self.check_open()
 
@@ -176,9 +194,12 @@ class Links:
         """Keep the connections up until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for link in list(self._links.values()):
-                nursery.start_soon(link.run)
-            await self._tick()
+            try:
+                for link in list(self._links.values()):
+                    nursery.start_soon(link.run)
+                await self._tick()
+            finally:
+                self._nursery = None
 
     async def _tick(self) -> None:
         while True:

@@ -92,6 +92,11 @@ class Outbox:
         request.pages = []
         self.tell(request)
 
+    @property
+    def has_any(self) -> bool:
+        """Whether there is anything to be taken."""
+        return bool(self.frames or self.changed)
+
     def take(self) -> tuple[list[bytes], list[object]]:
         """All that was put out since the last call: frames in order, and the things that changed."""
         frames, changed = self.frames, list(self.changed)

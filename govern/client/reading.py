@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -53,16 +54,25 @@ async def gather_services(links: Links, message: Services) -> list[ServiceInfo]:
         missing = [node_id for node_id in cores.routing.owners() if node_id not in answers]
         if not missing and answers:
             return _merge(links, answers)
-        now = trio.current_time()
         if missing:
-            questions = {node_id: cores.ask(message, now, node_id=node_id) for node_id in missing}
-            await wait_answer(links, *questions.values(), deadline=deadline)
-            answers.update({node_id: question.answer for node_id, question in questions.items()})
+            answers.update(await _ask_nodes(links, message, missing, deadline))
             continue
-        question = cores.ask(message, now)
+        question = cores.ask(message, trio.current_time())
         await wait_answer(links, question, deadline=deadline)
         if not cores.routing.is_behind and not cores.routing.owners():  # nobody has a table: this node is all there is
             return list(question.answer)
+
+
+async def _ask_nodes(links: Links, message: Services, node_ids: Sequence[int], deadline: float) -> dict[int, list[ServiceInfo]]:
+    questions: list[Question] = []
+    try:
+        for node_id in node_ids:
+            questions.append(links.cores.ask(message, trio.current_time(), node_id=node_id))
+        await wait_answer(links, *questions, deadline=deadline)
+    finally:
+        for question in questions:
+            links.cores.forget(question)
+    return {node_id: question.answer for node_id, question in zip(node_ids, questions, strict=True)}
 
 
 async def _wait_table(links: Links, deadline: float) -> None:

@@ -20,6 +20,10 @@ R8  A claim can be taken to another node, with all of its service. Its lease is 
     that is (R6).
 R9  A refusal for want of a node that answers is not the end of anything: the write is made again after a pause, or at the node that does;
     under its id if it is in doubt.
+R10 What a node holds for the session is removed when nobody wants it at any node. After a failover the new node may hold what is claimed
+    at the former one still: that claim is on its way.
+R11 A registration that is repeated over another connection keeps its id until it is settled, also when its repetition is refused for the
+    moment. Under a new id it would be another registration, and take the id back from whoever has registered it in between.
 """
 
 from __future__ import annotations
@@ -48,12 +52,13 @@ _CHANGEABLE: Final = {"weight": 4, "zone": 5, "version": 6, "metadata": 7, "stat
 class Registrations:
     """All claims of one session."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, claimed: dict[tuple[ServiceKey, str], Registrations] | None = None) -> None:
         self.count = 0
         self.digest = 0
         self.movements = 0
         """Grows whenever what the node holds for us may change: with each write sent or answered, and with each loss."""
         self._outbox = outbox
+        self._claimed = {} if claimed is None else claimed  # every id that is claimed at any node, and where (R10)
         self._connected = False
         self._claims: dict[tuple[ServiceKey, str], Claim] = {}
         self._services: dict[ServiceKey, dict[Claim, None]] = {}  # the same claims, by their service
@@ -98,6 +103,7 @@ class Registrations:
 
     def _install(self, claim: Claim) -> None:
         self._claims[claim.key] = claim
+        self._claimed[claim.key] = self
         self._services.setdefault(claim.service, {})[claim] = None
         if claim.ephemeral:
             ttl = claim.shown.ttl
@@ -364,6 +370,7 @@ class Registrations:
         if claim.acknowledged:
             patient = patient or message.code in ("overloaded", "disk_full")
         if patient:
+            claim.repeat = request if request.in_doubt else None  # R11
             self._retries.set(claim, now + self._outbox.pause(message))
         elif claim.acknowledged:
             self._lose(claim, message.code)
@@ -443,8 +450,10 @@ class Registrations:
         self.pump()
 
     def disown(self, service: ServiceKey, instance_id: str, lease: Lsn) -> None:
-        """The node holds an instance for this session: remove it, unless it is wanted here or on its way."""
+        """The node holds an instance for this session: remove it, unless it is wanted, here or at another node (R10), or on its way."""
         claim = self._claims.get((service, instance_id))
+        if claim is None and (service, instance_id) in self._claimed:
+            return
         if claim is None:
             nobody = Instance(id=instance_id, host="", port=0)
             self._install(Claim(service, instance_id, ephemeral=True, wanted=None, shown=nobody, lease=lease))
@@ -480,6 +489,8 @@ class Registrations:
 
     def _remove_from_books(self, claim: Claim) -> None:
         del self._claims[claim.key]
+        if self._claimed.get(claim.key) is self:
+            del self._claimed[claim.key]
         of_service = self._services[claim.service]
         del of_service[claim]
         if not of_service:
@@ -519,5 +530,6 @@ class Registrations:
             waits = claim in self._queue or claim in self._retries or claim.sent is not None
             settled = claim.held and claim.wanted is not None and not claim.updates
             assert waits or settled or not self._connected, claim  # nothing is forgotten
+        assert all(key in self._claimed for key in self._claims)
         assert sum(map(len, self._services.values())) == len(self._claims)
         assert sum(self._ttls.values()) == sum(claim.ephemeral for claim in self._claims.values())

@@ -38,7 +38,7 @@ HOST_UNTIL_CONNECTED: Final = "localhost"
 """Stands for the default host until the first connection tells it; it is never sent."""
 CACHE_PATIENCE_SECONDS: Final = 1.0
 """So long a subscription waits for the node's list when the cache has one."""
-QUESTIONS: Final = ("nodes", "table", "status", "members")
+QUESTIONS: Final = ("nodes", "table", "status")
 """The verbs of `administer` that change nothing."""
 
 
@@ -141,7 +141,7 @@ class Registry:
     ) -> AsyncIterator[Registration]:
         self._links.check_open()
         if needs_host:
-            await self._links.wait_connected()
+            await self._links.wait_any_connected()
             host = self._links.local_host
             instance = attrs.evolve(instance, host=host, id=_default_id(host, instance.port) if needs_id else instance.id)
         registrations = self._links.home(service).registrations
@@ -336,14 +336,15 @@ async def connect(
     """Connect to a registry for as long as the block lasts.
 
     `where` is a node of this process (dialled through its own doors), `"host:port,host:port"`, a sequence of addresses, or None: then
-    the variable GOVERN_CONNECT, else 127.0.0.1:7400. The addresses are tried in turn, starting anywhere.
+    the variable GOVERN_CONNECT, else 127.0.0.1:7400. The addresses are tried in turn, starting anywhere. Any node of a cluster will do: the
+    client learns of the others, goes to the node of each service by itself, and depends on no node that it does not need.
 
     Raises `Invalid` for a bad address, `Unreachable` when nobody answers within `timeout` seconds (`math.inf` waits), and what the
     nodes say when all of them refuse this client for good. Later breaks are silent: the connection is sought again, and everything that
     was registered and subscribed is put back; `registry.connected` tells. Leaving says Goodbye; together with all that is left inside
     the block it takes at most one second. An exception of the block comes out as it is, never in a group.
 
-    `cache` names a file in which the last known views are kept, so that a program can start while no node can be reached: with
+    `cache` names a file in which the last known views and nodes are kept, so that a program can start while no node can be reached: with
     a usable file entering does not raise `Unreachable`, and subscriptions begin with what the file knows. It is written when a view
     changes, at most once a second. A file that is damaged or cannot be written is a warning in the log and nothing else.
     """

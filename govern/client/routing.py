@@ -79,11 +79,6 @@ class Routing:
         """Of the table that a node gave; 0 while there is none."""
         return 0 if self._is_guess else self.table.version
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether a node has named a newer version than the one in hand."""
-        return self.version < self._announced
-
     # --- what is asked of it --------------------------------------------------------------------------------------------------
 
     def owner(self, slot: int) -> int | None:
@@ -156,7 +151,12 @@ class Routing:
     @property
     def refresh_at(self) -> float:
         """When the table is to be asked for; infinity while there is no reason (T5)."""
-        return self._asked_at + REFRESH_SECONDS if self._doubted or self._announced > self.version else math.inf
+        return self._asked_at + REFRESH_SECONDS if self._doubted or self.is_behind else math.inf
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether a node has named a newer table than the one in hand."""
+        return self._announced > self.version
 
     def asked(self, now: float) -> None:
         """A node was asked for the table."""
@@ -181,7 +181,7 @@ class Routing:
     def validate(self) -> None:
         """Assert what always holds; for tests."""
         self.table.validate()
-        assert all(hint.version > self.version or self._is_guess for hint in self._hints.values())  # T2
+        assert all(hint.version >= self.version or self._is_guess for hint in self._hints.values())  # T2
         assert not self._is_guess or self.version == 0
         assert all(count <= HOPS_MAX for _, count in self._hops.values())  # T4
 

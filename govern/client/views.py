@@ -14,6 +14,8 @@ V9  A view from the cache is stale until the node has answered, and its lsn is z
 V10 After a change of cluster a list that lacks an instance in hand is held back for four seconds: a registry that lost its memory learns
     of the living only as they come back.
 V11 A view can be taken to another node. It keeps its list and its lsn, and is stale until that node has answered.
+V12 A subscription ends with the reign of the node over the slot. A term is the version of the table that granted it: when it is later
+    than what the node had when it was asked, it is asked again, from the lsn in hand.
 """
 
 from __future__ import annotations
@@ -122,6 +124,8 @@ class ServiceView:
     misfits: int = 0
     asked: int = 0
     """The request id of the subscription that is being asked for, or 0."""
+    asked_version: int = 0
+    """The version of the table that the node had when it was asked last, as far as it had said."""
     pages: dict[str, Instance] | None = None
     pages_lsn: Lsn = LSN_ZERO
     refusal: GovernError | None = None
@@ -194,6 +198,8 @@ class Views:
 
     def __init__(self, outbox: Outbox, memory: Memory | None = None) -> None:
         self.memory = memory or Memory()
+        self.table_version = 0
+        """The newest version of the table that the node has named."""
         self._outbox = outbox
         self._connected = False
         self._views: dict[ServiceKey, ServiceView] = {}
@@ -291,6 +297,15 @@ class Views:
         self._views[view.service] = view
         self._queue[view] = None
 
+    def renew(self, service: ServiceKey, term: int) -> None:
+        """The reign of the node over the service began with this version of the table: who asked before that is asked again (V12)."""
+        view = self._views.get(service)
+        if view is not None and (view.live or view.asked) and view.asked_version < term:
+            self._in_flight.pop(view.asked, None)  # an answer that still comes is ignored
+            view.live, view.asked, view.pages = False, 0, None
+            self._ask_again(view)
+            self._tell(view)
+
     # --- the connection -------------------------------------------------------------------------------------------------------
 
     def connected(self, now: float, *, other_cluster: bool) -> None:
@@ -342,7 +357,7 @@ class Views:
             del self._queue[view]
             if view.asked:
                 continue
-            view.asked = self._outbox.draw_id()
+            view.asked, view.asked_version = self._outbox.draw_id(), self.table_version
             view.live, view.pages = False, None
             self._in_flight[view.asked] = view
             self._outbox.send(Subscribe(view.service, self._known(view)), view.asked)

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import attrs
 import msgpack
 
-from ..errors import DiskFull, Gone, Invalid, Overloaded, Rejected, RemoteProtocolError, Unassigned
+from ..errors import DiskFull, Gone, Invalid, Overloaded, Rejected, RemoteProtocolError
 from ..messages import (
     HEARTBEAT_LOADING,
     HEARTBEAT_OK,
@@ -75,19 +74,19 @@ from .history import CONNECTED, DISCONNECTED, History
 from .limits import Limits
 from .links import Gate, Link
 from .ownership import Ownership
+from .requests import Identity, Word, Write
 from .resync import answer_resync
 from .sessions import Session, Sessions, Silent
 from .shard import EXPIRED, Outcome, Shard, check_changes
-from .slots import SLOT_COUNT
 from .subscriptions import Subscriptions
 from .suspects import Suspects
 
 HEARTBEAT_MS: Final = 1_000
 EXPIRIES_PER_STEP: Final = 4_096
 EXPIRIES_PENDING_MAX: Final = 10_000
+REPEATS_MAX: Final = 64
+"""So often a registration may be repeated while it waits for the log: a client repeats it once for each connection that broke."""
 _RETRY_SECONDS: Final = 1.0
-UNASSIGNED_RETRY_SECONDS: Final = 0.2
-"""The first assignment after a cold start, or the new term of a restarted node, is a matter of one round among the candidates."""
 ADMINISTERING_MAX: Final = 256
 """Words of operators that wait for the controller; one more is refused."""
 _LONG_ANSWERS: Final = (Lookup.TYPE, Subscribe.TYPE, Services.TYPE, Explain.TYPE)
@@ -95,35 +94,8 @@ _READS: Final = (Lookup.TYPE, Subscribe.TYPE, Explain.TYPE)
 _WRITES: Final = (Register.TYPE, Update.TYPE, Deregister.TYPE, Drain.TYPE, Evict.TYPE)
 
 
-class Write(NamedTuple):
-    """One operation on its way to the log. `request_id` 0 and link None: nobody waits for the answer."""
-
-    op: Op
-    link: Link | None = None
-    request_id: int = 0
-    deadline_us: int = 0  # on the monotonic clock; 0: none
-    answer_by_us: int = 0  # of a drain: it is carried out whenever its turn comes, and answered at this time at the latest
-
-
-class Word(NamedTuple):
-    """An operator's word on its way to the controller, and who waits for the answer."""
-
-    link: Link
-    request_id: int
-    message: Administer
-
-
 Asked = tuple[bytes, int, ServiceKey, str]
 """Which registration it is, however often it is sent: session id, request id, service and instance id."""
-
-
-@attrs.define(kw_only=True)
-class Identity:
-    """What a node tells of itself in Hello. `cluster_id` is empty until it belongs to a cluster."""
-
-    node_id: int
-    cluster_id: str
-    version: str
 
 
 class Dispatch:
@@ -253,7 +225,7 @@ class Dispatch:
             message = build_message(raw)
             answer: Message | None = None
             if number in _READS or number in _WRITES:
-                answer = self._elsewhere(message.service, number in _WRITES)  # type: ignore[attr-defined]
+                answer = self._elsewhere(message.service, writes=number in _WRITES)  # type: ignore[attr-defined]
             if answer is None:
                 answer = self._handlers[number](link, message, request_id)
         except Rejected as error:
@@ -261,24 +233,10 @@ class Dispatch:
         if answer is not None:
             link.out.append(encode(answer, request_id))
 
-    def _elsewhere(self, service: ServiceKey, writes: bool) -> Moved | None:
-        """Where the service lives, when not here. Raises `Unassigned` when nobody acts for it now. A node that was not registered in this
-        life may still be read: it has what it had, has no lease, and so calls nothing fresh."""
-        ownership = self._ownership
-        if ownership.acting_count == SLOT_COUNT:
+    def _elsewhere(self, service: ServiceKey, *, writes: bool) -> Moved | None:
+        if self._ownership.has_all:
             return None
-        slot = self._shard.slot_number(service)
-        if ownership.terms[slot]:
-            return None
-        owner = ownership.owner(slot)
-        if owner is None:
-            raise Unassigned(f"slot {slot} of {service} is not assigned to a node yet; try again", UNASSIGNED_RETRY_SECONDS)
-        if owner.node_id != self.identity.node_id:
-            return Moved(slot, owner.node_id, owner.clients, ownership.table.version)
-        if writes or ownership.is_registered:
-            text = f"this node was not given slot {slot} of {service} in its present life yet; try again"
-            raise Unassigned(text, UNASSIGNED_RETRY_SECONDS)
-        return None
+        return self._ownership.elsewhere(service, self._shard.slot_number(service), writes=writes)
 
     def _park(self, link: Link, raw: list[Any]) -> None:
         if len(self.parked) >= self._limits.requests_parked_max:
@@ -446,9 +404,10 @@ class Dispatch:
         )
         asked = (session.session_id, request_id, message.service, identity)
         repeats = self._registering.get(asked)
-        if repeats is not None and self.writes_pending < self._limits.writes_pending_max:
+        if repeats is not None:
+            if len(repeats) >= REPEATS_MAX:
+                raise Overloaded(f"this registration was repeated {REPEATS_MAX} times while it waits for the disk", _RETRY_SECONDS)
             repeats.append(link)
-            self.writes_pending += 1
             link.writes += 1
             return None
         answer = self._write(link, op, request_id, message.timeout_ms, grows=True)
@@ -586,7 +545,6 @@ class Dispatch:
     def _answer_repeats(self, op: RegisterOp, answer: Message, links: dict[Link, None]) -> None:
         """The registration has come to its end, so whoever has repeated it meanwhile is answered as well (Q4)."""
         for link in self._registering.pop((op.session_id, op.request_id, op.service, op.instance_id)):
-            self.writes_pending -= 1
             self._answer(link, op.request_id, answer)
             links[link] = None
 

@@ -15,12 +15,16 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from ..messages import PAGE_ITEMS_MAX, TableRows
+from ..errors import Unassigned
+from ..messages import PAGE_ITEMS_MAX, Moved, TableRows
+from ..model import ServiceKey
 from ..peer_messages import Member
 from .slots import SLOT_COUNT
 from .standing import runs_of
 from .table import EMPTY, Table, TableChange, TableNode, difference, node_rows, run_rows, whole
 
+UNASSIGNED_RETRY_SECONDS: Final = 0.2
+"""The first assignment after a cold start, or the new term of a restarted node, is a matter of one round among the candidates."""
 TABLES_KEPT: Final = 64
 """Readers that are not further behind than so many versions get what changed instead of the whole table."""
 
@@ -50,6 +54,26 @@ class Ownership:
         """Whether the table knows this life of the node."""
         node = self.table.node(self.me.node_id)
         return node is not None and (node.disk_id, node.boot_no) == (self.me.disk_id, self.boot_no)
+
+    @property
+    def has_all(self) -> bool:
+        """Whether this node acts for every slot, as a node that is alone does."""
+        return self.acting_count == SLOT_COUNT
+
+    def elsewhere(self, service: ServiceKey, slot: int, *, writes: bool) -> Moved | None:
+        """Where the service lives, when not here. Raises `Unassigned` when nobody acts for its slot now. A node that was not registered in
+        this life may still be read: it has what it had, has no lease, and so calls nothing fresh (rule SL5)."""
+        if self.terms[slot]:
+            return None
+        owner = self.owner(slot)
+        if owner is None:
+            raise Unassigned(f"slot {slot} of {service} is not assigned to a node yet; try again", UNASSIGNED_RETRY_SECONDS)
+        if owner.node_id != self.me.node_id:
+            return Moved(slot, owner.node_id, owner.clients, self.table.version)
+        if writes or self.is_registered:
+            text = f"this node was not given slot {slot} of {service} in its present life yet; try again"
+            raise Unassigned(text, UNASSIGNED_RETRY_SECONDS)
+        return None
 
     def owner(self, slot: int) -> TableNode | None:
         """Who acts for a slot; None when it belongs to nobody yet."""
@@ -94,9 +118,14 @@ class Ownership:
             yield TableRows(end < length, change.base, change.version, nodes[start:end], gone, runs[start:end])
 
     def validate(self) -> None:
-        """Assert the invariants; it walks all slots."""
+        """Assert the invariants, for all slots."""
         self.table.validate()
-        assert self.acting_count == sum(term > 0 for term in self.terms)
-        for slot, term in enumerate(self.terms):
-            run = self.table.run_of(slot)
-            assert not term or (run is not None and run.primary == self.me.node_id and run.term == term), slot
+        assert self.acting_count == SLOT_COUNT - self.terms.count(0)
+        acting = 0
+        for run in self.table.runs:
+            length = run.last - run.first + 1
+            terms = self.terms[run.first : run.last + 1]
+            assert terms in ([0] * length, [run.term] * length), run  # O1
+            assert not terms[0] or run.primary == self.me.node_id, run
+            acting += length if terms[0] else 0
+        assert acting == self.acting_count, "no term outside of the table"

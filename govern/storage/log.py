@@ -82,6 +82,9 @@ class Log:
     fsync_ms: float = attrs.field(default=0.0, init=False)
     """How long the last batch took to become durable, on trio's clock."""
 
+    synced_at: float = attrs.field(default=-math.inf, init=False)
+    """When that was."""
+
     _next: Position = attrs.field(default=START, init=False)
     _seed: int = attrs.field(default=0, init=False)
     _file: File | None = attrs.field(default=None, init=False)
@@ -209,7 +212,8 @@ class Log:
             await self._file.write_durable(position.offset, data)
         except StorageError as error:  # also NoSpace: a segment is allocated, so this disk does not do what it promised
             raise self._poison(error) from error
-        self.fsync_ms = (trio.current_time() - started) * 1000
+        self.synced_at = trio.current_time()
+        self.fsync_ms = (self.synced_at - started) * 1000
         self._next = Position(position.segment_no, position.offset + len(data), position.batch_no + 1, crc)
         self._bytes += len(data)
         self._batches += 1

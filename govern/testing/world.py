@@ -29,7 +29,37 @@ from .run import alone
 from .scheduler import installed, process
 
 PORT = 7400
+PEER_PORT = 7401
+CANDIDATES_MAX = 5
 Program = Callable[[Environment], Awaitable[None]]
+
+
+def node_name(node_id: int) -> str:
+    """The machine of a node."""
+    return f"node{node_id}"
+
+
+def usual_candidates(nodes: int) -> int:
+    """How many of so many nodes are candidates: the first few, an odd number, five at most."""
+    return min(nodes - (nodes % 2 == 0), CANDIDATES_MAX)
+
+
+def cluster_keys(nodes: int, candidates: int) -> dict[str, dict[str, object]]:
+    """The keys of each node of a cluster, by the name of its machine. The first nodes are the candidates; a node that is alone has no
+    peers."""
+    if nodes == 1:
+        return {node_name(1): {}}
+    peers = {node_id: f"{node_name(node_id)}:{PEER_PORT}" for node_id in range(1, candidates + 1)}
+    return {
+        node_name(node_id): {
+            "node_id": node_id,
+            "peers": peers,
+            "peer_listen": f"0.0.0.0:{PEER_PORT}",
+            "advertise": node_name(node_id),
+            "candidate": node_id in peers,
+        }
+        for node_id in range(1, nodes + 1)
+    }
 
 
 @attrs.define(eq=False)
@@ -94,7 +124,7 @@ class World:
     # --- nodes --------------------------------------------------------------------------------------------------------------
 
     async def start(self, name: str = "node1", *, memory: bool = False, **keys: object) -> Node:
-        """Start (or restart) a node and wait until it is ready. `keys` are configuration keys.
+        """Start (or restart) a node and wait until it is ready; one with peers does not wait for them. `keys` are configuration keys.
 
         Raises what `open_node` raises when it does not become ready; nothing runs on the machine then."""
         machine = self.machine(name, memory=memory)

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from govern.actors.client_session import Channel, ClientSessions
-from govern.actors.mail import SessionsMail, WriteBatch
+from govern.actors.mail import ManagerMail, SessionsMail, WriteBatch
 from govern.actors.runtime import Mailbox
 from govern.core.limits import Limits
 from govern.environment import SimulatedClock
@@ -63,6 +63,7 @@ def open_sessions(rig: Rig, socket: Socket) -> tuple[ClientSessions, Channel]:
         limits=rig.limits,
         mailbox=Mailbox[SessionsMail]("sessions", capacity=10),
         store_mailbox=Mailbox[WriteBatch]("store", capacity=10),
+        manager_mailbox=Mailbox[ManagerMail]("manager", capacity=10),
         host="node1",
         port=1,
     )

@@ -14,10 +14,24 @@ from govern.core.lived import TICK_US, LivedClock
 from govern.core.sessions import Lease, Sessions, silence_us
 from govern.core.shard import Shard
 from govern.model import Lsn, ServiceKey
+from tests.core.rig import alone
 
 SERVICE = ServiceKey("default", "orders")
 ALIVE, DEAD = b"a" * 16, b"d" * 16
 HOUR_US = 3_600_000_000
+
+
+class HandClock:
+    """Stands where it was put."""
+
+    def __init__(self) -> None:
+        self.now_us = 0
+
+    def boot_us(self) -> int:
+        return self.now_us
+
+    def wall(self) -> float:
+        return 0.0
 
 
 class Rig:
@@ -29,8 +43,16 @@ class Rig:
         self.gate = Gate(Limits())
         self.mailbox: Mailbox[SessionsMail] = Mailbox("sessions", capacity=mailbox_capacity)
         self.brake = Brake()
+        self.ownership = alone()
+        self.clock = HandClock()
         self.detector = FailureDetector(
-            shard=self.shard, sessions=self.sessions, gate=self.gate, brake=self.brake, sessions_mailbox=self.mailbox
+            shard=self.shard,
+            sessions=self.sessions,
+            ownership=self.ownership,
+            clock=self.clock,
+            gate=self.gate,
+            brake=self.brake,
+            sessions_mailbox=self.mailbox,
         )
         self.lived = LivedClock(0)
         self.now_us = 0
@@ -43,6 +65,7 @@ class Rig:
         assert alive is not None
         alive.stamp_us = self.sessions.now_us
         self.now_us += after_us
+        self.clock.now_us = self.now_us
         self.detector._tick(self.lived, self.now_us)
         named = [silent for mail in self.mailbox.get_all(1_000) if isinstance(mail, LastRead) for silent in mail.silent]
         return [silent.session.session_id for silent in named if silent.final]
@@ -75,6 +98,17 @@ def test_nobody_is_named_in_the_first_four_seconds() -> None:
     rig.shard.loaded = True
     rig.tick()
     assert rig.until_named() == READY_HOLD_US > silence_us(1_000)
+
+
+def test_nobody_is_named_without_a_lease_nor_in_the_first_four_seconds_after_it() -> None:
+    """Without a lease another node may have the slots, and who speaks there is silent here (E3)."""
+    rig = Rig()
+    rig.shard.loaded = True
+    rig.ownership.lease_until_us = 10 * TICK_US
+    for _ in range(200):
+        assert rig.tick() == []
+    rig.ownership.lease_until_us = HOUR_US
+    assert rig.until_named() == READY_HOLD_US
 
 
 @pytest.mark.parametrize("stall_us", [1_100_000, 10_000_000, HOUR_US])

@@ -107,6 +107,11 @@ class Reader:
                 await self.client.give(Applied(ORDERS, message.lsn))
 
 
+def after(lsn: Lsn) -> Lsn:
+    """The lsn of the next change of the same service in the same term."""
+    return Lsn(lsn.term, lsn.seq + 1)
+
+
 async def subscribe(place: Place, who: str, *, session: bool = True, says_so: bool = True) -> Reader:
     """A subscriber that has its first list and reads on."""
     reader = Reader(await place.dial(who, session=session), says_so=says_so)
@@ -129,7 +134,8 @@ async def resume(place: Place, who: str, former: Reader, attempt: int = 2) -> Re
 # --- drain ------------------------------------------------------------------------------------------------------------------
 
 
-async def drain_among_fifty(seed: int, stubborn: bool, dies: bool) -> tuple[float, Drained, list[Reader]]:
+async def drain_among_fifty(seed: int, stubborn: bool, dies: bool) -> tuple[float, Lsn, Drained, list[Reader]]:
+    """`(how long it took, the lsn of the change, the answer, the readers that live)`"""
     async with open_place(seed) as place, place.node() as node:
         owner = await place.dial("owner")
         lease_id = await owner.register("i1:1")
@@ -152,40 +158,40 @@ async def drain_among_fifty(seed: int, stubborn: bool, dies: bool) -> tuple[floa
             await owner.until(Drained)
             raise AssertionError("it was answered twice")
         assert node.status()["drains"] == 0
-        return seconds, answer, readers
+        return seconds, after(lease_id), answer, readers
 
 
 def test_a_drain_is_answered_when_the_last_subscriber_has_come_back_and_applied_it() -> None:
     """Forty-nine answer within a moment; the one whose connection broke resumes after a second with its old list, and is waited for."""
     result, _ = run(1, drain_among_fifty, False, False)
     assert isinstance(result, tuple)
-    seconds, answer, readers = result
+    seconds, change, answer, readers = result
     assert 1.0 <= seconds <= 1.1
-    assert answer == Drained(Lsn(1, 2), 50, 0, [])
-    assert [(reader.lsn, reader.asked) for reader in readers] == [(Lsn(1, 2), 1)] * 49
+    assert answer == Drained(change, 50, 0, [])
+    assert [(reader.lsn, reader.asked) for reader in readers] == [(change, 1)] * 49
 
 
 def test_a_drain_waits_for_a_dead_subscriber_until_its_session_has_ended() -> None:
     """Its connection broke and it never comes back: it could still send traffic, as far as anybody knows, for 4.5 s."""
     result, _ = run(2, drain_among_fifty, False, True)
     assert isinstance(result, tuple)
-    seconds, answer, _ = result
+    seconds, change, answer, _ = result
     assert 3.9 <= seconds <= 5.0  # it died half a second before
-    assert answer == Drained(Lsn(1, 2), 50, 0, [])
+    assert answer == Drained(change, 50, 0, [])
 
 
 def test_a_drain_names_who_has_not_applied_it_when_its_time_is_over() -> None:
     """Exactly then, and only the one that never answers; the dead one is gone by then, and the instance is draining all the same."""
     result, _ = run(3, drain_among_fifty, True, True)
     assert isinstance(result, tuple)
-    seconds, answer, readers = result
+    seconds, change, answer, readers = result
     assert 10.0 <= seconds <= 10.01
-    assert answer == Drained(Lsn(1, 2), 49, 1, ["stubborn (stubborn)"])
-    assert all(reader.lsn == Lsn(1, 2) for reader in readers)
+    assert answer == Drained(change, 49, 1, ["stubborn (stubborn)"])
+    assert all(reader.lsn == change for reader in readers)
 
 
-async def repeated_over_a_restart(seed: int) -> tuple[float, float, Drained, Message]:
-    """`(when the slow subscriber had applied it, when the drain was answered, the answer, the view in the end)`"""
+async def repeated_over_a_restart(seed: int) -> tuple[float, float, Lsn, Drained, Message]:
+    """`(when the slow subscriber had applied it, when the drain was answered, the lsn of the change, the answer, the view in the end)`"""
     async with open_place(seed) as place:
         async with place.node():
             owner = await place.dial("owner")
@@ -193,8 +199,8 @@ async def repeated_over_a_restart(seed: int) -> tuple[float, float, Drained, Mes
             slow = await subscribe(place, "slow", says_so=False)
             await owner.give(Drain(ORDERS, "i1:1", lease_id, 10_000))
             await trio.sleep(0.2)
-            assert slow.lsn == Lsn(1, 2)
-            slow.lsn = Lsn(1, 1)  # it is so slow that it has read the change, but not yet acted on it
+            assert slow.lsn == after(lease_id)
+            slow.lsn = lease_id  # it is so slow that it has read the change, but not yet acted on it
         async with place.node() as node:
             owner = await place.dial("owner", 2)
             await owner.give(Drain(ORDERS, "i1:1", lease_id, 10_000))
@@ -205,7 +211,7 @@ async def repeated_over_a_restart(seed: int) -> tuple[float, float, Drained, Mes
             answer = await owner.until(Drained)
             answered = trio.current_time()
             await owner.give(Subscribe(ORDERS))
-            return applied, answered, answer, await owner.until(View)
+            return applied, answered, after(lease_id), answer, await owner.until(View)
 
 
 def test_a_drain_that_is_repeated_after_a_restart_waits_for_those_who_come_back() -> None:
@@ -213,9 +219,9 @@ def test_a_drain_that_is_repeated_after_a_restart_waits_for_those_who_come_back(
     back with the old list is told and applies it, and only then is the drain answered."""
     result, _ = run(4, repeated_over_a_restart)
     assert isinstance(result, tuple)
-    applied, answered, answer, view = result
+    applied, answered, change, answer, view = result
     assert applied < answered <= applied + 4
-    assert answer == Drained(Lsn(1, 2), 1, 0, [])
+    assert answer == Drained(change, 1, 0, [])
     assert isinstance(view, View)
     assert view.instances[0][1][8] == 1
 
@@ -256,7 +262,7 @@ async def evicted_for_good(seed: int) -> None:
             await owner.give(again := Register(ORDERS, client_fields(Instance(id="i1:1", host="h", port=1)), lease_id))
             assert (await owner.until(Refused)).code == "evicted"
             await trio.sleep(0.1)
-            assert reader.lsn == Lsn(1, 2)
+            assert reader.lsn == after(lease_id)
             large = {f"k{number}": "x" * 60 for number in range(60)}
             for number in range(20):
                 await owner.register(f"large{number}:1", metadata=large, ephemeral=False)

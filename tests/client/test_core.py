@@ -44,7 +44,7 @@ from govern.messages import (
 )
 from govern.model import LSN_ZERO, Instance, Lsn, client_fields
 
-from .helpers import ORDERS, Pair
+from .helpers import ORDERS, Pair, unpack
 from .model_node import Held
 
 
@@ -316,6 +316,35 @@ def test_a_busy_node_is_asked_again_after_its_pause() -> None:
     pair.settle()
     assert pair.now == pytest.approx(0.5 * spread)
     assert claim.acknowledged
+
+
+def register_ids(pair: Pair) -> list[int]:
+    """The request ids of the registrations that the client puts out; the node does not get them."""
+    frames, _ = pair.core.outbox.take()
+    return [raw[1] for raw in unpack(b"".join(frames)) if raw[0] == Register.TYPE]
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_repeated_registration_that_is_refused_keeps_its_id(broken: bool) -> None:
+    """The refusal speaks of the repetition alone: what was sent over the connection that broke may wait for the disk of the node still.
+    Under a new id it would be another registration, which takes the id back from whoever has registered it in between (R8)."""
+    pair = Pair()
+    pair.connect()
+    claim = pair.register()
+    if broken:
+        first = register_ids(pair)
+        pair.drop()
+    else:
+        first = [pair.core.outbox.draw_id() - 1]
+    pair.node.refusals = [Refused("overloaded", "busy", 400)]
+    said = pair.connect() if broken else pair.settle()
+    assert Register in [type(message) for message in said]
+    pair.now = pair.core.registrations.deadline
+    pair.core.tick(pair.now)
+    (again,) = register_ids(pair)
+    assert (again == first[0]) == broken
+    pair.give(Registered(Lsn(1, 1), Lsn(1, 1)), again)
+    assert claim.held
 
 
 def test_clients_that_were_refused_together_come_back_apart() -> None:

@@ -41,10 +41,10 @@ import attrs
 from govern.client.claims import Claim
 from govern.client.core import ClientCore, HelloRefused, Phase
 from govern.client.views import Cursor
-from govern.core.dispatch import Write
 from govern.core.entries import Op, RegisterOp, UpdateOp, unpack_entry
 from govern.core.limits import Limits
 from govern.core.links import Link, overdue
+from govern.core.requests import Write
 from govern.core.sessions import Silent, silence_us
 from govern.core.shard import Outcome
 from govern.errors import RemoteProtocolError, Unreachable
@@ -125,7 +125,11 @@ class Run:
         self._stalled_until = 0.0
         self._hold_us = self.chance.choice((0, 500_000, 4_000_000))
         self._hold_until_us = 0
-        self._limits = Limits(history_ops_max=self.chance.choice((2, 8, 1000)), delta_ops_max=self.chance.choice((1, 100)))
+        self._limits = Limits(
+            history_ops_max=self.chance.choice((2, 8, 1000)),
+            delta_ops_max=self.chance.choice((1, 100)),
+            writes_pending_max=self.chance.choice((1, 10_000, 10_000)),
+        )
         self.rig = Rig(self._limits)
         self.connections: dict[Link, Connection] = {}
         """Those that the node has."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from govern.core.dispatch import Dispatch, Identity
+from govern.core.dispatch import Dispatch
 from govern.core.entries import Op
 from govern.core.history import History
 from govern.core.limits import Limits
 from govern.core.links import Gate, Link
 from govern.core.ownership import Ownership
+from govern.core.requests import Identity
 from govern.core.sessions import Sessions
 from govern.core.shard import Outcome, Shard
 from govern.core.slots import SLOT_COUNT
@@ -157,7 +158,7 @@ class Rig:
         self.suspects.validate()
         self.subscriptions.validate()
         self.dispatch.drains.validate()
-        assert self.dispatch.writes_pending >= sum(map(len, self.dispatch._registering.values())) + len(self.dispatch._registering)
+        assert self.dispatch.writes_pending >= len(self.dispatch._registering)
         assert self.dispatch.writes_pending >= sum(write.link is not None for write in self.dispatch.writes)
 
 

@@ -98,7 +98,7 @@ MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], int]] = [
     (test_mutants.late_links_forgotten, 200),
     (lived_time_runs_on, 150),
     (the_heard_are_expired, 300),
-    (repetitions_are_written, 150),
+    (repetitions_are_written, 300),
     (test_mutants.repeated_registrations_not_recognised, 20),
 ]
 

@@ -112,7 +112,7 @@ async def test_readers_that_never_read_cost_nothing_and_catch_up(programs: Progr
         print(f"one that read at last was current after {late.messages} messages")
         assert late.messages < changes / 10, "it was not spared the changes in between"
         again = Reader(silent[1])
-        await again.read_to(Lsn(1, 1))  # the list that it got when it subscribed
+        await again.read_to(Lsn(newest.term, 1))  # the list that it got when it subscribed
         assert again.lsn < newest
         again.raw = await stack.enter_async_context(connection(node, again.lsn))
         await again.read_to(view.lsn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import sys
 import time
@@ -31,6 +32,7 @@ class Finding:
     operations: int = 0
     healed_after: float = 0.0
     failure: str = ""
+    replay: str = ""
 
 
 # --- one seed ---------------------------------------------------------------------------------------------------------------
@@ -38,7 +40,7 @@ class Finding:
 
 def replay_command(options: Options) -> str:
     """The one line that runs a seed again."""
-    return f"python -m tests.sim --seed {options.seed} --seconds {options.seconds:g} --verbose"
+    return f"python -m tests.sim --seed {options.seed} --seconds {options.seconds:g} --nodes {options.nodes} --verbose"
 
 
 def explain_failure(options: Options, columns: Columns, error: BaseException) -> str:
@@ -49,12 +51,12 @@ def explain_failure(options: Options, columns: Columns, error: BaseException) ->
     return f"seed {options.seed} FAILED: {what}\n{where}\n{options}\n\n{events}\n\nagain: {replay_command(options)}"
 
 
-def run_seed(task: tuple[int, float]) -> Finding:
-    """Run one seed, and some of them twice."""
-    seed, seconds = task
-    options = draw_options(seed, seconds)
+def run_seed(task: tuple[int, float] | tuple[int, float, int | None]) -> Finding:
+    """Run one seed, and some of them twice: its number, the simulated seconds, and how many nodes if the seed is not to draw it."""
+    seed, seconds, nodes = (*task, None)[:3]
+    options = draw_options(seed, seconds, nodes=nodes)
     began = time.perf_counter()
-    columns = Columns()
+    columns = Columns(options.node_names)
     try:
         outcome = run_episode(options, columns)
         if seed % TWICE_EVERY == 0:
@@ -66,6 +68,7 @@ def run_seed(task: tuple[int, float]) -> Finding:
             simulated_seconds=seconds,
             real_seconds=time.perf_counter() - began,
             failure=explain_failure(options, columns, error),
+            replay=replay_command(options),
         )
     report = outcome.result
     return Finding(
@@ -85,13 +88,15 @@ def _explain_difference(options: Options) -> str:
 def run_one(options: Options, *, verbose: bool, steps: str | None) -> int:
     """Run one seed in front of a person."""
     print(f"seed {options.seed}\n{options}\n", flush=True)
-    columns = Columns(echo=verbose)
+    columns = Columns(options.node_names, echo=verbose)
     began = time.perf_counter()
     with _step_writer(steps) as on_step:
         try:
             outcome = run_episode(options, columns, on_step=on_step)
         except Exception as error:
             print(explain_failure(options, columns, error), file=sys.stderr)
+            what = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
+            _print_line(options.seed, trace="", simulated=columns.last_at, real=time.perf_counter() - began, operations=0, violation=what)
             return 1
     real = time.perf_counter() - began
     print(outcome.result)
@@ -99,7 +104,23 @@ def run_one(options: Options, *, verbose: bool, steps: str | None) -> int:
         f"{outcome.simulated_seconds:.0f} simulated seconds in {real:.1f} s ({outcome.simulated_seconds / real:.0f} times faster),"
         f" {outcome.steps} steps, trace {outcome.trace}"
     )
+    operations, simulated = outcome.result.operations, outcome.simulated_seconds
+    _print_line(options.seed, trace=outcome.trace, simulated=simulated, real=real, operations=operations, violation=None)
     return 0
+
+
+def _print_line(seed: int, *, trace: str, simulated: float, real: float, operations: int, violation: str | None) -> None:
+    """The last line of one seed, for programs."""
+    line = {
+        "seed": seed,
+        "ok": violation is None,
+        "trace": trace,
+        "simulated_seconds": round(simulated, 3),
+        "real_seconds": round(real, 3),
+        "operations": operations,
+        "violation": violation,
+    }
+    print(json.dumps(line), flush=True)
 
 
 @contextmanager
@@ -118,11 +139,11 @@ def _step_writer(path: str | None) -> Iterator[Callable[[float, str], None] | No
 # --- many -------------------------------------------------------------------------------------------------------------------
 
 
-def run_many(seeds: range, seconds: float, jobs: int) -> int:
-    """Run a campaign; returns how many failed. Ctrl-C ends it with what was done so far."""
+def run_many(seeds: range, seconds: float, jobs: int, nodes: int | None = None) -> int:
+    """Run a campaign; returns how many failed. Ctrl-C ends it with what was done so far. The last line is for programs."""
     began = time.perf_counter()
     findings: list[Finding] = []
-    tasks = [(seed, seconds) for seed in seeds]
+    tasks = [(seed, seconds, nodes) for seed in seeds]
     try:
         for finding in _results(tasks, jobs):
             findings.append(finding)
@@ -136,7 +157,15 @@ def run_many(seeds: range, seconds: float, jobs: int) -> int:
     failed = [finding for finding in findings if finding.failure]
     print(summary(findings, time.perf_counter() - began))
     for finding in failed[:20]:
-        print(f"  again: {replay_command(draw_options(finding.seed, seconds))}")
+        print(f"  again: {finding.replay}")
+    line = {
+        "runs": len(findings),
+        "violations": len(failed),
+        "failed_seeds": [finding.seed for finding in failed],
+        "simulated_hours": round(sum(finding.simulated_seconds for finding in findings) / 3600, 3),
+        "real_seconds": round(time.perf_counter() - began, 3),
+    }
+    print(json.dumps(line), flush=True)
     return len(failed) if findings else 1
 
 
@@ -152,7 +181,7 @@ def summary(findings: Sequence[Finding], real_seconds: float) -> str:
     )
 
 
-def _results(tasks: Sequence[tuple[int, float]], jobs: int) -> Iterator[Finding]:
+def _results(tasks: Sequence[tuple[int, float, int | None]], jobs: int) -> Iterator[Finding]:
     if jobs == 1:
         yield from map(run_seed, tasks)
         return

@@ -5,7 +5,7 @@
      12.5010    # 2:2/41 register orders/i3
      12.5100                                             c3 update orders/i7: ok
 
-`!` is a fault that begins or ends, `#` a committed operation.
+`!` is a fault that begins or ends, `#` a committed operation, `=` a committed record of the cluster, `*` the node itself.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import trio
 
 EVENTS_MAX = 4000
 WIDTH = 62
+WIDTH_OF_MANY = 30
+"""For more nodes than one: what is said does not fit into its column then, and still shows where it happens."""
 
 
 class Columns:
@@ -27,6 +29,12 @@ class Columns:
         self._nodes = nodes
         self._events: deque[tuple[float, str, str]] = deque(maxlen=EVENTS_MAX)
         self._echo = echo
+        self._width = WIDTH if len(nodes) == 1 else WIDTH_OF_MANY
+
+    @property
+    def last_at(self) -> float:
+        """When the last event was, in simulated seconds."""
+        return self._events[-1][0] if self._events else 0.0
 
     def add(self, machine: str, text: str) -> None:
         """Something happened on a machine, now."""
@@ -37,11 +45,11 @@ class Columns:
 
     def lines(self, count: int) -> Iterator[str]:
         """The last events, with a heading."""
-        yield "   seconds  " + "".join(f"{node:<{WIDTH}}" for node in self._nodes) + "clients"
+        yield "   seconds  " + "".join(f"{node:<{self._width}}" for node in self._nodes) + "clients"
         for event in itertools.islice(self._events, max(0, len(self._events) - count), None):
             yield self._line(*event)
 
     def _line(self, at: float, machine: str, text: str) -> str:
         column = self._nodes.index(machine) if machine in self._nodes else len(self._nodes)
         what = text if machine in self._nodes else f"{machine} {text}"
-        return f"{at:>10.4f}  {'':<{column * WIDTH}}{what}".rstrip()
+        return f"{at:>10.4f}  {'':<{column * self._width}}{what}".rstrip()

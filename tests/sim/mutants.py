@@ -27,8 +27,8 @@ from govern.client.registrations import Registrations
 from govern.client.resync import Resyncer
 from govern.client.views import ServiceView, Views
 from govern.core import lived
-from govern.core.dispatch import Write
 from govern.core.entries import EXPIRE
+from govern.core.requests import Write
 from govern.core.sessions import Sessions
 from govern.core.shard import Outcome, Shard, Slot
 from govern.environment import Environment

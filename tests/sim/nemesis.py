@@ -1,13 +1,16 @@
 """What goes wrong in the fault phase of a run, and that it ends.
 
-One task makes the faults of the node, one those of the network and the clients; so a fault of one kind meets faults of the others, and a
-node that is down is never crashed again. Every fault is in the log of the run. Each task finishes what it began when the phase is over.
+One task makes the faults of nodes (two in a larger cluster), one those of the network and the clients, and in a cluster one those of the
+cluster as such: of whoever is the controller, of majorities, of the links between nodes. So a fault of one kind meets faults of the
+others, and a node that is down is never crashed again. Every fault is in the log of the run. Each task finishes what it began when the
+phase is over.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import trio
@@ -17,30 +20,50 @@ from govern.errors import GovernError
 from govern.storage.sim import Operation, SimStorage
 from govern.testing.world import World
 
+from .checkers.consensus import Consensus
 from .checkers.expiry import Expiry
+from .checkers.shadow import Shadow
 from .columns import Columns
+from .operators import controller_of, replace_disk
 from .options import CLIENT_FAULTS, NETWORK_FAULTS, NODE_FAULTS, Options
 from .workload import Workload
 
-NODE = "node1"
 RETRY_SECONDS = 0.5
 DYING_SECONDS_MAX = 7.0
 FREE_BYTES_WHEN_FULL = 600
+FLAP_SECONDS = 2.0
 
 
 class Nemesis:
-    """The one who breaks things. `keys` are the configuration keys of every life of the node."""
+    """The one who breaks things. `keys` are the configuration keys of every life of each node."""
 
-    def __init__(self, world: World, options: Options, workload: Workload, expiry: Expiry, columns: Columns, keys: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        world: World,
+        options: Options,
+        workload: Workload,
+        expiry: Expiry,
+        shadow: Shadow,
+        consensus: Consensus,
+        columns: Columns,
+        keys: dict[str, dict[str, Any]],
+    ) -> None:
         self.counts: dict[str, int] = {}
         self._world = world
         self._options = options
         self._workload = workload
         self._expiry = expiry
+        self._shadow = shadow
+        self._consensus = consensus
         self._columns = columns
         self._keys = keys
+        self._nodes = list(keys)
+        self._candidates = list(options.candidate_names)
+        self._busy: dict[str, None] = {}
+        self._where = random.Random(f"{options.seed}/nemesis/where")
         self._until = 0.0
-        self._faults: dict[str, Callable[[random.Random], Awaitable[None]]] = {
+        self._may_wipe = True
+        self._faults: dict[str, Callable[[random.Random, str], Awaitable[None]]] = {
             "power": self._power,
             "power in silence": self._power_in_silence,
             "kill": self._kill,
@@ -61,78 +84,133 @@ class Nemesis:
             "client killed": self._kill_client,
             "client paused": self._pause_client,
         }
+        self._cluster_faults: dict[str, Callable[[random.Random], Awaitable[None]]] = {
+            "controller killed": self._of_the_controller(self._kill),
+            "controller paused": self._of_the_controller(self._pause),
+            "controller isolated": self._of_the_controller(self._isolate_node),
+            "controller's disk hangs": self._of_the_controller(self._hang),
+            "controller's disk full": self._of_the_controller(self._disk_full),
+            "majority down": self._majority_down,
+            "everything restarted": self._everything_restarted,
+            "wiped": self._wiped,
+            "nodes cut": self._nodes_cut,
+            "nodes slow": self._nodes_slow,
+            "nodes one way": self._nodes_one_way,
+            "split": self._split,
+            "line": self._line,
+            "flapping": self._flapping,
+        }
 
-    @property
-    def _disk(self) -> SimStorage:
-        disk = self._world.machines[NODE].disk
+    def _disk(self, name: str) -> SimStorage:
+        disk = self._world.machines[name].disk
         assert disk is not None
         return disk
 
     async def run(self, until: float) -> None:
-        """Break things until that virtual time; returns when the last fault has ended and the node is up."""
+        """Break things until that virtual time; returns when the last fault has ended and every node is up."""
         self._until = until
+        options = self._options
+        rest = [fault for fault in options.faults if fault in (*NETWORK_FAULTS, *CLIENT_FAULTS)]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._go_on, "node", [fault for fault in self._options.faults if fault in NODE_FAULTS])
-            nursery.start_soon(self._go_on, "rest", [fault for fault in self._options.faults if fault in (*NETWORK_FAULTS, *CLIENT_FAULTS)])
+            for number in range(1 if options.nodes < 4 else 2):
+                name = "node" if number == 0 else f"node/{number}"
+                nursery.start_soon(self._go_on, name, [fault for fault in options.faults if fault in NODE_FAULTS], self._break_node)
+            nursery.start_soon(self._go_on, "rest", rest, self._break_rest)
+            nursery.start_soon(self._go_on, "cluster", list(options.cluster_faults), self._break_cluster)
         with self._expiry.excused():
             self._world.network.heal()
-            await self._bring_back()
+            await self._bring_back(*self._nodes)
 
-    async def _go_on(self, name: str, faults: list[str]) -> None:
+    async def _go_on(self, name: str, faults: list[str], break_one: Callable[[str, random.Random], Awaitable[None]]) -> None:
         chance = random.Random(f"{self._options.seed}/nemesis/{name}")
         while faults:
             await trio.sleep(chance.expovariate(1 / self._options.seconds_between_faults))
             if trio.current_time() >= self._until:
                 return
-            fault = chance.choice(faults)
-            self.counts[fault] = self.counts.get(fault, 0) + 1
-            self._columns.add(NODE, f"! {fault}")
             with self._expiry.excused():
-                await self._faults[fault](chance)
-                if name == "node":
-                    await self._bring_back()
-            self._columns.add(NODE, f"! {fault}: over")
+                await break_one(chance.choice(faults), chance)
 
-    async def _bring_back(self) -> None:
-        """Start the node again when it is down, for whatever reason; a disk that fails at the start is tried again."""
-        machine = self._world.machines[NODE]
+    def _begins(self, fault: str, where: str) -> None:
+        self.counts[fault] = self.counts.get(fault, 0) + 1
+        self._columns.add(where, f"! {fault}")
+
+    async def _break_node(self, fault: str, chance: random.Random) -> None:
+        free = [name for name in self._nodes if name not in self._busy]
+        if free:
+            name = self._where.choice(free)
+            with self._occupy(name):
+                self._begins(fault, name)
+                await self._faults[fault](chance, name)
+                await self._bring_back(name)
+                self._columns.add(name, f"! {fault}: over")
+
+    async def _break_rest(self, fault: str, chance: random.Random) -> None:
+        name = self._where.choice(self._nodes)
+        self._begins(fault, name)
+        await self._faults[fault](chance, name)
+        self._columns.add(name, f"! {fault}: over")
+
+    async def _break_cluster(self, fault: str, chance: random.Random) -> None:
+        self._begins(fault, self._nodes[0])
+        await self._cluster_faults[fault](chance)
+        self._columns.add(self._nodes[0], f"! {fault}: over")
+
+    @contextmanager
+    def _occupy(self, *names: str) -> Generator[None]:
+        """While this lasts no other fault of a node meets these."""
+        self._busy.update(dict.fromkeys(names))
+        try:
+            yield
+        finally:
+            for name in names:
+                del self._busy[name]
+
+    async def _bring_back(self, *names: str) -> None:
+        """Start these nodes again that are down, for whatever reason."""
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(self._bring_one_back, name)
+
+    async def _bring_one_back(self, name: str) -> None:
+        """A disk that fails at the start is tried again."""
+        machine = self._world.machines[name]
         while True:
-            if machine.dying:
+            if machine.dying or (machine.running and machine.node is None):
                 await machine.gone.wait()
             if machine.node is not None:
                 return
             try:
-                await self._world.start(NODE, **self._keys)
-                self._columns.add(NODE, f"* ready, life {machine.boots}")
+                await self._world.start(name, **self._keys[name])
+                self._columns.add(name, f"* ready, life {machine.boots}")
             except GovernError as error:
-                self._columns.add(NODE, f"* cannot start: {error}")
-                self._disk.fails = None
+                self._columns.add(name, f"* cannot start: {error}")
+                self._disk(name).fails = None
                 await trio.sleep(RETRY_SECONDS)
 
-    # --- the node -------------------------------------------------------------------------------------------------------------
+    # --- one node -------------------------------------------------------------------------------------------------------------
 
-    async def _power(self, chance: random.Random) -> None:
-        await self._world.crash(NODE)
+    async def _power(self, chance: random.Random, name: str) -> None:
+        await self._world.crash(name)
         await trio.sleep(chance.choice((0.0, 0.3, chance.uniform(0.0, 8.0))))
 
-    async def _power_in_silence(self, chance: random.Random) -> None:
-        await self._world.crash(NODE, silent=True)
+    async def _power_in_silence(self, chance: random.Random, name: str) -> None:
+        await self._world.crash(name, silent=True)
         await trio.sleep(chance.choice((0.0, 0.3, chance.uniform(0.0, 8.0))))
 
-    async def _kill(self, chance: random.Random) -> None:
-        await self._world.kill(NODE)
+    async def _kill(self, chance: random.Random, name: str) -> None:
+        await self._world.kill(name)
         await trio.sleep(chance.choice((0.0, 0.3, chance.uniform(0.0, 8.0))))
 
-    async def _stop(self, chance: random.Random) -> None:
-        await self._world.stop(NODE)
+    async def _stop(self, chance: random.Random, name: str) -> None:
+        await self._world.stop(name)
         await trio.sleep(chance.choice((0.0, 0.3, chance.uniform(0.0, 8.0))))
 
-    async def _pause(self, chance: random.Random) -> None:
-        self._world.pause(NODE)
+    async def _pause(self, chance: random.Random, name: str) -> None:
+        self._world.pause(name)
         await trio.sleep(chance.choice((0.2, 1.5, chance.uniform(0.0, 12.0))))
-        self._world.resume(NODE)
+        self._world.resume(name)
 
-    async def _crash_in_operation(self, chance: random.Random) -> None:
+    async def _crash_in_operation(self, chance: random.Random, name: str) -> None:
         """The power goes, or the process is killed, just before one of the next operations of the disk."""
         left = chance.randint(1, 12)
 
@@ -140,16 +218,15 @@ class Nemesis:
             nonlocal left
             left -= 1
             if left == 0:
-                self._columns.add(NODE, f"! the power goes at {operation.kind} of {operation.name}")
-                self._world.cut_power(NODE)
+                self._columns.add(name, f"! the power goes at {operation.kind} of {operation.name}")
+                self._world.cut_power(name)
 
-        disk = self._disk
-        disk.before = before
+        self._disk(name).before = before
         with trio.move_on_after(5.0):
-            await self._world.machines[NODE].gone.wait()
-        self._disk.before = None
+            await self._world.machines[name].gone.wait()
+        self._disk(name).before = None
 
-    async def _input_output_error(self, chance: random.Random) -> None:
+    async def _input_output_error(self, chance: random.Random, name: str) -> None:
         left = chance.randint(1, 12)
 
         def fails(operation: Operation) -> bool:
@@ -157,30 +234,31 @@ class Nemesis:
             left -= operation.kind in ("write", "sync", "create", "rename", "sync directory", "allocate")
             return left <= 0
 
-        self._disk.fails = fails
+        self._disk(name).fails = fails
         with trio.move_on_after(5.0):
-            await self._world.machines[NODE].gone.wait()
-        self._disk.fails = None
+            await self._world.machines[name].gone.wait()
+        self._disk(name).fails = None
         with trio.move_on_after(DYING_SECONDS_MAX):  # it may have met the error just now, and be on its way out
-            await self._world.machines[NODE].gone.wait()
+            await self._world.machines[name].gone.wait()
 
-    async def _disk_full(self, chance: random.Random) -> None:
-        self._disk.capacity_bytes = self._disk.used_bytes + chance.choice((0, FREE_BYTES_WHEN_FULL))
+    async def _disk_full(self, chance: random.Random, name: str) -> None:
+        disk = self._disk(name)
+        disk.capacity_bytes = disk.used_bytes + chance.choice((0, FREE_BYTES_WHEN_FULL))
         await trio.sleep(chance.uniform(0.5, 8.0))
-        self._disk.capacity_bytes = None
+        self._disk(name).capacity_bytes = None
         await trio.sleep(1.0)
 
-    async def _slow_disk(self, chance: random.Random) -> None:
-        self._disk.latency_seconds = (0.0, chance.choice((0.005, 0.1, 1.0)))
+    async def _slow_disk(self, chance: random.Random, name: str) -> None:
+        self._disk(name).latency_seconds = (0.0, chance.choice((0.005, 0.1, 1.0)))
         await trio.sleep(chance.uniform(0.5, 8.0))
-        self._disk.latency_seconds = (0.0, 0.0)
+        self._disk(name).latency_seconds = (0.0, 0.0)
 
-    async def _hang(self, chance: random.Random) -> None:
-        self._disk.hang()
+    async def _hang(self, chance: random.Random, name: str) -> None:
+        self._disk(name).hang()
         await trio.sleep(chance.uniform(0.2, 8.0))
         if chance.random() < 0.3:
-            await self._world.crash(NODE)
-        self._disk.unhang()
+            await self._world.crash(name)
+        self._disk(name).unhang()
 
     # --- the network and the clients ----------------------------------------------------------------------------------------------
 
@@ -191,61 +269,161 @@ class Nemesis:
     async def _last(self, chance: random.Random) -> None:
         await trio.sleep(chance.choice((0.1, 1.0, chance.uniform(0.0, 12.0))))
 
-    async def _cut(self, chance: random.Random) -> None:
+    async def _cut(self, chance: random.Random, node: str) -> None:
         for name in self._some(chance):
             self._world.network.cut(name)
         await trio.lowlevel.checkpoint()
 
-    async def _partition(self, chance: random.Random) -> None:
-        self._world.network.partition(NODE, self._some(chance))
+    async def _partition(self, chance: random.Random, node: str) -> None:
+        self._world.network.partition(node, self._some(chance))
         await self._last(chance)
         self._world.network.heal()
 
-    async def _one_way(self, chance: random.Random) -> None:
+    async def _one_way(self, chance: random.Random, node: str) -> None:
         names = self._some(chance)
         if chance.random() < 0.5:
-            self._world.network.partition_oneway(NODE, names)
+            self._world.network.partition_oneway(node, names)
         else:
-            self._world.network.partition_oneway(names, NODE)
+            self._world.network.partition_oneway(names, node)
         await self._last(chance)
         self._world.network.heal()
 
-    async def _slow(self, chance: random.Random) -> None:
+    async def _slow(self, chance: random.Random, node: str) -> None:
         for name in self._some(chance):
-            self._world.network.slow(name, NODE, chance.choice((0.05, 0.5, 2.0)))
+            self._world.network.slow(name, node, chance.choice((0.05, 0.5, 2.0)))
         await self._last(chance)
         self._world.network.heal()
 
-    async def _clog(self, chance: random.Random) -> None:
+    async def _clog(self, chance: random.Random, node: str) -> None:
         for name in self._some(chance):
-            self._world.network.clog(name, NODE, chance.choice((100.0, 1000.0, 20_000.0)))
+            self._world.network.clog(name, node, chance.choice((100.0, 1000.0, 20_000.0)))
         await self._last(chance)
         self._world.network.heal()
 
-    async def _hold(self, chance: random.Random) -> None:
+    async def _hold(self, chance: random.Random, node: str) -> None:
         names, both = self._some(chance), chance.random() < 0.5
         for name in names:
-            self._world.network.hold(name, NODE)
+            self._world.network.hold(name, node)
             if both:
-                self._world.network.hold(NODE, name)
+                self._world.network.hold(node, name)
         await self._last(chance)
         for name in names:
-            self._world.network.release(name, NODE)
-            self._world.network.release(NODE, name)
+            self._world.network.release(name, node)
+            self._world.network.release(node, name)
 
-    async def _isolate(self, chance: random.Random) -> None:
-        self._world.network.isolate(chance.choice([NODE, *self._workload.names]))
+    async def _isolate(self, chance: random.Random, node: str) -> None:
+        self._world.network.isolate(chance.choice([node, *self._workload.names]))
         await self._last(chance)
         self._world.network.heal()
 
-    async def _kill_client(self, chance: random.Random) -> None:
+    async def _kill_client(self, chance: random.Random, node: str) -> None:
         name = chance.choice(self._workload.names)
         await self._world.kill_client(name)
         await self._last(chance)
         await self._workload.start(name)
 
-    async def _pause_client(self, chance: random.Random) -> None:
+    async def _pause_client(self, chance: random.Random, node: str) -> None:
         name = chance.choice(self._workload.names)
         self._world.pause(name)
         await self._last(chance)
         self._world.resume(name)
+
+    # --- the cluster ----------------------------------------------------------------------------------------------------------------
+
+    def _of_the_controller(self, fault: Callable[[random.Random, str], Awaitable[None]]) -> Callable[[random.Random], Awaitable[None]]:
+        """That fault, for whoever is the controller now; nothing when nobody is."""
+
+        async def of_the_controller(chance: random.Random) -> None:
+            name = controller_of(self._world, self._candidates)
+            if name is None or name in self._busy:
+                await trio.lowlevel.checkpoint()
+                return
+            with self._occupy(name):
+                self._columns.add(name, "! it is the controller")
+                await fault(chance, name)
+                await self._bring_back(name)
+
+        return of_the_controller
+
+    async def _isolate_node(self, chance: random.Random, name: str) -> None:
+        self._world.network.partition(name, [other for other in self._nodes if other != name])
+        await self._last(chance)
+        self._world.network.heal()
+
+    async def _majority_down(self, chance: random.Random) -> None:
+        count = len(self._candidates) // 2 + 1
+        names = chance.sample(self._candidates, count)
+        await self._crash_together(chance, [name for name in names if name not in self._busy])
+
+    async def _everything_restarted(self, chance: random.Random) -> None:
+        await self._crash_together(chance, [name for name in self._nodes if name not in self._busy])
+
+    async def _crash_together(self, chance: random.Random, names: Sequence[str]) -> None:
+        with self._occupy(*names):
+            for name in names:
+                self._columns.add(name, "! power, with others")
+                self._world.cut_power(name)
+            await self._last(chance)
+            await self._bring_back(*names)
+
+    async def _wiped(self, chance: random.Random) -> None:
+        """A node loses its disk, and operators do what is to be done; of candidates one at a time, and never the only one. Not while the
+        cluster is being formed: for a moment the first candidate alone has its log."""
+        names = [name for name in self._nodes if name not in self._candidates or len(self._candidates) > 2]
+        free = [name for name in names if name not in self._busy]
+        if not free or not self._may_wipe or not self._consensus.committed:
+            await trio.lowlevel.checkpoint()
+            return
+        name = chance.choice(free)
+        with self._occupy(name):
+            self._columns.add(name, "! its disk is lost")
+            await self._world.crash(name)
+            self._shadow.wiped(name)
+            self._consensus.wiped(name)
+            self._world.wipe(name)
+            await self._last(chance)
+            await self._bring_back(name)
+        self._may_wipe = await replace_disk(self._world, name, self._nodes, self._columns)
+
+    def _two_nodes(self, chance: random.Random) -> list[str]:
+        names = self._candidates if len(self._candidates) > 1 and chance.random() < 0.7 else self._nodes
+        return chance.sample(names, 2)
+
+    async def _nodes_cut(self, chance: random.Random) -> None:
+        self._world.network.cut(*self._two_nodes(chance))
+        await trio.lowlevel.checkpoint()
+
+    async def _nodes_slow(self, chance: random.Random) -> None:
+        for _ in range(chance.randint(1, len(self._nodes))):
+            self._world.network.slow(*self._two_nodes(chance), chance.choice((0.05, 0.5, 2.0)))
+        await self._last(chance)
+        self._world.network.heal()
+
+    async def _nodes_one_way(self, chance: random.Random) -> None:
+        for _ in range(chance.randint(1, len(self._nodes))):
+            self._world.network.partition_oneway(*self._two_nodes(chance))
+        await self._last(chance)
+        self._world.network.heal()
+
+    async def _split(self, chance: random.Random) -> None:
+        one = chance.sample(self._nodes, chance.randint(1, len(self._nodes) - 1))
+        self._world.network.partition(one, [name for name in self._nodes if name not in one])
+        await self._last(chance)
+        self._world.network.heal()
+
+    async def _line(self, chance: random.Random) -> None:
+        """Each node reaches only its neighbours."""
+        row = chance.sample(self._nodes, len(self._nodes))
+        for number, name in enumerate(row):
+            if row[number + 2 :]:
+                self._world.network.partition(name, row[number + 2 :])
+        await self._last(chance)
+        self._world.network.heal()
+
+    async def _flapping(self, chance: random.Random) -> None:
+        one, other = self._two_nodes(chance)
+        for _ in range(chance.randint(2, 4)):
+            self._world.network.partition(one, other)
+            await trio.sleep(FLAP_SECONDS)
+            self._world.network.heal()
+            await trio.sleep(FLAP_SECONDS)

@@ -137,6 +137,38 @@ def test_the_same_seed_is_the_same_run() -> None:
     assert first.trace != other.trace
 
 
+async def test_a_service_outlives_the_controller(autojump_clock: MockClock) -> None:
+    """Three nodes: the one that decides is killed, and whoever is on another one does not notice."""
+    async with govern.testing.cluster(nodes=3, seed=7) as cluster:
+        first = cluster.controller
+        assert first is not None
+        service = next(name for name in map(str, range(100)) if cluster.owner(name) != first)
+        async with cluster.registry.register(service, port=80, id="i1"), cluster.connect("shop") as shop, shop.subscribe(service) as view:
+            await cluster.kill(first)
+            for _ in range(60):
+                await trio.sleep(0.1)
+                assert not is_stale(view)
+                assert ids(view) == ["i1"]
+            assert cluster.controller not in (None, first)
+            with pytest.raises(NotConverged, match=f"{first} does not run"):
+                await cluster.converged(timeout=1)
+            await cluster.restart(first)
+            await cluster.converged()
+
+
+async def test_who_the_candidates_are(autojump_clock: MockClock) -> None:
+    """The first few, an odd number; and one way is one way."""
+    async with govern.testing.cluster(nodes=2, seed=1) as cluster:
+        assert cluster.candidates == ("node1",)
+        assert cluster.controller == "node1"
+    XX
+        cluster.partition("node2", "node1", one_way=True)
+        with pytest.raises(NotConverged, match="node2 has no lease"):
+            await cluster.converged(timeout=8)
+        cluster.heal()
+        await cluster.converged()
+
+
 async def fail() -> None:
     async with govern.testing.cluster() as cluster:
         await cluster.run("backend", serve)
@@ -152,10 +184,11 @@ async def test_an_exception_of_the_block_comes_out_as_it_is(autojump_clock: Mock
 
 
 async def test_wrong_use_is_told(autojump_clock: MockClock) -> None:
-    """Names that nobody has, several nodes, unknown keys."""
-    with pytest.raises(govern.Invalid, match="nodes=3 is not valid: use 1"):
-        async with govern.testing.cluster(nodes=3):
-            pass
+    """Names that nobody has, numbers that are none, unknown keys."""
+    for wrong in (0, 16, "three"):
+        with pytest.raises(govern.Invalid, match=r"nodes=.* is not valid: use a number from 1 to 15"):
+            async with govern.testing.cluster(nodes=wrong):  # type: ignore[arg-type]
+                pass
     with pytest.raises(govern.ConfigError, match="unknown key 'colour'"):
         async with govern.testing.cluster(colour="red"):
             pass

@@ -15,18 +15,29 @@ from govern.testing import simulate
 
 from .differences import find_difference, record_steps
 from .episode import run_episode
-from .options import FAULTS, draw_options
+from .options import CLUSTER_FAULTS, FAULTS, draw_options
 
 SECONDS = 60.0
 SEED = next(seed for seed in range(100) if draw_options(seed).faults == FAULTS)
 """The first seed with all faults."""
+CLUSTER_SEED = next(seed for seed in range(100) if draw_options(seed, nodes=3).cluster_faults == CLUSTER_FAULTS)
+"""The first one with all faults of a cluster."""
 
 OnStep = Callable[[float, str], None]
 
 
 def test_a_seed_runs_twice_the_same_in_one_process() -> None:
     """Every step of the second run is that of the first."""
-    options = draw_options(SEED, SECONDS)
+    options = draw_options(SEED, SECONDS, nodes=1)
+    one = record_steps(lambda on_step: run_episode(options, on_step=on_step))
+    other = record_steps(lambda on_step: run_episode(options, on_step=on_step))
+    assert len(one) > 1000
+    assert find_difference(one, other) is None
+
+
+def test_a_cluster_runs_twice_the_same() -> None:
+    """Three nodes with every fault that a cluster has."""
+    options = draw_options(CLUSTER_SEED, 40.0, clients=4, nodes=3)
     one = record_steps(lambda on_step: run_episode(options, on_step=on_step))
     other = record_steps(lambda on_step: run_episode(options, on_step=on_step))
     assert len(one) > 1000
@@ -36,9 +47,9 @@ def test_a_seed_runs_twice_the_same_in_one_process() -> None:
 @pytest.mark.parametrize("hashes", ["1", "4242"])
 def test_a_seed_runs_the_same_in_a_process_with_other_hashes(hashes: str, tmp_path: Path) -> None:
     """PYTHONHASHSEED orders sets and decides hashes of strings; nothing in a run depends on it."""
-    here = record_steps(lambda on_step: run_episode(draw_options(SEED, SECONDS), on_step=on_step))
+    here = record_steps(lambda on_step: run_episode(draw_options(SEED, SECONDS, nodes=1), on_step=on_step))
     path = tmp_path / "steps"
-    command = [sys.executable, "-m", "tests.sim", "--seed", str(SEED), "--seconds", str(SECONDS), "--steps", str(path)]
+    command = [sys.executable, "-m", "tests.sim", "--seed", str(SEED), "--seconds", str(SECONDS), "--nodes", "1", "--steps", str(path)]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONHASHSEED": hashes, "PYTHONPATH": str(root)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False)

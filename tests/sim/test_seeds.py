@@ -7,18 +7,34 @@ import os
 import pytest
 
 from .campaign import run_many, run_seed
+from .options import NODES_MAX
 
 FIXED = range(1, 9)
+CLUSTERS = ((4, 3),)
 
 
 @pytest.mark.parametrize("seed", FIXED)
 def test_seed(seed: int) -> None:
     """No promise is broken in two simulated minutes, faults and all, and everything converges after them."""
-    assert run_seed((seed, 120.0)).failure == ""
+    assert run_seed((seed, 120.0, 1)).failure == ""
+
+
+@pytest.mark.parametrize(("seed", "nodes"), CLUSTERS)
+def test_cluster_seed(seed: int, nodes: int) -> None:
+    """The same for clusters, shorter: a simulated second of three nodes costs as much as six of one."""
+    assert run_seed((seed, 45.0, nodes)).failure == ""
 
 
 @pytest.mark.deep
 def test_many_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     """500 seeds of two simulated minutes break no promise; the hours simulated and the real time are printed."""
     with capsys.disabled():
-        assert run_many(range(500), 120.0, os.cpu_count() or 1) == 0
+        assert run_many(range(500), 120.0, os.cpu_count() or 1, 1) == 0
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("nodes", range(2, NODES_MAX + 1))
+def test_many_clusters(nodes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """500 seeds of one simulated minute, over all sizes, with all that can happen to a cluster."""
+    with capsys.disabled():
+        assert run_many(range(84 * nodes, 84 * nodes + 84), 60.0, os.cpu_count() or 1, nodes) == 0

@@ -57,6 +57,7 @@ class Workload:
         self.calm = False
         """While True nobody begins anything new."""
         self._world = world
+        self._where = ",".join(f"{name}:{PORT}" for name in options.node_names)
         self._options = options
         self._columns = columns
         self._values = itertools.count(1)
@@ -76,7 +77,7 @@ class Workload:
         chance = random.Random(f"{self._options.seed}/{name}/{life}/workload")
         try:
             async with (
-                govern.connect(f"node1:{PORT}", environment=environment, timeout=math.inf) as registry,
+                govern.connect(self._where, environment=environment, timeout=math.inf) as registry,
                 trio.open_nursery() as nursery,
             ):
                 client = self.living[name] = Client(name, f"{name}/{life}", registry)

@@ -43,8 +43,11 @@ class Following:
             if prev != self._log.last_index:
                 self._log.install(Snapshot(SnapshotMeta(prev, 0, Membership()), b""))  # F4
             commit = prev
-        if prev < commit:
-            self._merge([entry for entry in message.entries if entry.index > commit])  # F3
+        if prev < commit:  # F3
+            entries = [entry for entry in message.entries if entry.index > commit]
+            if entries and entries[0].term < (self._log.term_of(commit) or 0):
+                return commit, None  # of no leader: what is committed here would not be in its log
+            self._merge(entries)
         elif self._log.term_of(prev) == message.prev_term:
             self._merge(message.entries)
         else:

@@ -35,7 +35,7 @@ from ...peer_messages import (
 )
 from .log import Log
 from .membership import majority
-from .progress import WINDOW, Phase, Progress, Sending
+from .progress import Phase, Progress, Sending
 from .types import MemberProgress, Timing
 
 

@@ -9,8 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from govern.core.raft import membership
 from govern.core.raft.core import READS_MAX, UNCOMMITTED_MAX, RaftCore, Role
-from govern.core.raft.types import DATA, VOTERS, ChangeRefused, HardState, Membership, NotLeader, Snapshot, SnapshotMeta, Timing
+from govern.core.raft.types import (
+    DATA,
+    MEMBERS_MAX,
+    VOTERS,
+    ChangeRefused,
+    HardState,
+    Membership,
+    NotLeader,
+    Snapshot,
+    SnapshotMeta,
+    Timing,
+)
 from govern.errors import Overloaded
 from govern.peer_messages import (
     RAFT_MESSAGES,
@@ -60,14 +72,9 @@ def test_only_the_leader_is_asked() -> None:
     with pytest.raises(NotLeader, match="there is no leader now"):
         rig.core(2).propose(b"", 0)
     rig.elect(1)
-    for act in (
-        lambda core: core.propose(b"", 0),
-        lambda core: core.read("r", 0),
-        lambda core: core.transfer(ONE, 0),
-        lambda core: core.remove(ONE, 0),
-    ):
+    for act, what in (("propose", b""), ("read", "r"), ("transfer", ONE), ("remove", ONE)):
         with pytest.raises(NotLeader, match="node 1 leads") as found:
-            act(rig.core(2))
+            getattr(rig.core(2), act)(what, 0)
         assert found.value.leader == ONE
     assert rig.core(2).progress() == []
     assert [(each.member, each.voter, each.match, each.recent) for each in rig.core(1).progress()] == [
@@ -261,10 +268,7 @@ def draw_field(name: str, number: Any) -> Any:
 
 
 MESSAGES = st.one_of(
-    [
-        st.builds(kind, **{each.name: draw_field(each.name, NUMBERS) for each in kind.__attrs_attrs__})  # type: ignore[attr-defined]
-        for kind in RAFT_MESSAGES
-    ]
+    [st.builds(kind, **{each.name: draw_field(each.name, NUMBERS) for each in kind.__attrs_attrs__}) for kind in RAFT_MESSAGES]
 )
 
 
@@ -301,8 +305,8 @@ def test_a_snapshot_of_nobody_is_not_taken() -> None:
 
 def test_a_membership_is_what_was_packed() -> None:
     """And nothing else is read as one."""
-    membership = Membership((ONE, TWO), (THREE,))
-    assert Membership.unpack(membership.pack()) == membership
+    packed = Membership((ONE, TWO), (THREE,)).pack()
+    assert Membership.unpack(packed) == Membership((ONE, TWO), (THREE,))
     for data in (b"", b"\xc0", b"\x92\x90", b"\x92\x91\x01\x90", Membership((ONE,)).pack() + b"x", b"\x92\x91\x92\x01\x02\x90"):
         with pytest.raises(ValueError, match="member"):
             Membership.unpack(data)
@@ -329,3 +333,39 @@ def test_a_lower_term_is_answered() -> None:
 def test_the_kinds_of_entries_are_numbers_of_the_wire() -> None:
     """They are on disks."""
     assert (DATA, VOTERS) == (1, 2)
+
+
+def test_a_snapshot_survives_the_death_of_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 dies after the first of two pieces: the second finds nothing, and the leader begins again, an election timeout later."""
+    monkeypatch.setattr("govern.core.raft.leading.SNAPSHOT_CHUNK_BYTES", 12)
+    monkeypatch.setattr("govern.core.raft.core.KEEP_BEHIND", 0)
+    rig = Rig((1, 2, 3))
+    rig.elect(1)
+    rig.cut = dict.fromkeys([(1, 3)])
+    rig.core(1).propose(b"a", rig.now_us)
+    rig.settle(1)
+    rig.deliver()
+    rig.core(1).compact(b"the state as of then", rig.core(1).applied)
+    rig.cut = {}
+    rig.now_us = rig.core(1).deadline_us
+    rig.core(1).tick(rig.now_us)
+    rig.settle(1)
+    for kind in ("append", "appendanswer", "installsnapshot", "snapshotanswer"):
+        rig.deliver(kind=kind)
+    rig.sit(THREE, rig.seats[3].disk)
+    rig.deliver()
+    assert rig.core(3).commit < 3
+    rig.advance(1.5)
+    assert rig.core(3).commit == rig.core(1).commit == 3
+    assert rig.core(1).role is Role.LEADER
+
+
+def test_members_are_bounded() -> None:
+    """Voters and all; a learner can always go."""
+    seven = Membership(tuple(make_member(each) for each in range(1, 8)), (make_member(8),))
+    with pytest.raises(ChangeRefused, match="7 voters already: leave it a learner, or remove a voter first"):
+        membership.promote(seven, make_member(8), 0, lambda member: True)
+    full = Membership((ONE,), tuple(make_member(each) for each in range(2, MEMBERS_MAX + 1)))
+    with pytest.raises(ChangeRefused, match="63 members, and there cannot be more: remove one first"):
+        membership.add_learner(full, make_member(100))
+    assert membership.remove(seven, make_member(8), ONE, lambda member: False) == Membership(seven.voters)

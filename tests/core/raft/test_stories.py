@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -10,10 +11,11 @@ import pytest
 from govern.core.raft import leading as leading_module
 from govern.core.raft.core import RaftCore, Role
 from govern.core.raft.leading import Leading
+from govern.core.raft.log import Log
 from govern.core.raft.types import HardState, NotLeader
 from govern.peer_messages import Append, RaftMessage
 
-from . import mutants
+from . import mutants, test_log
 from .heap import Place, Run
 from .rig import Rig, make_member
 
@@ -22,7 +24,8 @@ Cores = Callable[..., RaftCore]
 
 def make_rig(cores: Cores, *voters: int, learners: tuple[int, ...] = ()) -> Rig:
     """Candidates of one kind."""
-    return type("StoryRig", (Rig,), {"make_core": staticmethod(cores), "quiet": True})(voters, learners)
+    kind: type[Rig] = type("StoryRig", (Rig,), {"make_core": staticmethod(cores)})
+    return kind(voters, learners)
 
 
 def cut(rig: Rig, *alone: int) -> None:
@@ -97,6 +100,22 @@ def the_first_change_waits(cores: Cores) -> None:
     cut(rig, 2, 3)
     rig.elect(1)
     rig.judge()
+
+
+def a_long_log_of_an_old_term_is_behind(cores: Cores) -> None:
+    """1 has six entries that nobody else has; 2 and 3 have committed fewer, of a later term."""
+    rig = make_rig(cores, 1, 2, 3)
+    rig.elect(1)
+    cut(rig, 1)
+    for _ in range(6):
+        rig.core(1).propose(b"lost", rig.now_us)
+    rig.settle(1)
+    rig.deliver()
+    rig.elect(3)
+    cut(rig, 3)
+    with contextlib.suppress(RuntimeError):
+        rig.elect(1)
+    assert rig.core(1).role is not Role.LEADER, f"{rig.core(1)!r}, without what {rig.core(2)!r} has"
 
 
 def a_later_term_is_not_stuck(cores: Cores) -> None:
@@ -261,6 +280,7 @@ class ReadJoinsRound(RaftCore):
 STORIES: list[tuple[Callable[[Cores], None], type[RaftCore]]] = [
     (an_old_entry_is_not_counted, mutants.OldEntriesCounted),
     (the_first_change_waits, mutants.ChangesAtOnce),
+    (a_long_log_of_an_old_term_is_behind, mutants.VotesForShortLogs),
     (a_later_term_is_not_stuck, mutants.LowerTermUnanswered),
     (old_answers_give_no_lease, mutants.OldTermsCount),
     (who_hears_a_leader_is_not_asked_away, mutants.VotesWhileLed),
@@ -288,3 +308,9 @@ def test_broken_candidates(story: Callable[[Cores], None], mutant: type[RaftCore
     with pytest.raises((AssertionError, pytest.fail.Exception)) as found:
         story(mutant)
     print(f"{mutant.__name__}: {found.value}"[:200])
+
+
+def test_what_was_replaced_while_it_was_written() -> None:
+    """L2, and the one that takes the late word of the disk for what stands there now."""
+    with patch.object(Log, "cut", mutants.cut_keeps_marks), pytest.raises(AssertionError):
+        test_log.test_an_entry_that_comes_back_is_written_again()

@@ -83,8 +83,7 @@ class Durable:
 
         async def append_and_note(log: Log, records: Sequence[Record]) -> None:
             await append(log, records)
-            assert isinstance(log._storage, SimStorage)
-            if is_synced(log._storage):
+            if isinstance(log._storage, SimStorage) and is_synced(log._storage):
                 slots = self._slots.setdefault(log._storage.name, {})
                 slots.update({record.slot: Lsn(record.term, record.seq) for record in records})
 

@@ -29,6 +29,7 @@ from .shadow import EPHEMERAL_FIELD, TTL_FIELD, Shadow
 
 TOLERANCE_SECONDS = 0.6  # a tick that comes late counts a quarter of a second, and this checker looks each tenth
 SLACK_SECONDS = 6.0  # four of hold after loading, one for a repeated proposal, and the commit
+CLUSTER_SLACK_SECONDS = 7.0  # more, with several nodes: until there is a controller, a registration and a lease
 
 
 @attrs.define
@@ -47,7 +48,7 @@ class Expiry:
         self._shadow = shadow
         self._report = report
         self._wires: dict[int, Wire] = {}
-        self._heard: dict[bytes, tuple[str, int, float, float]] = {}  # session -> machine, its boots, lived and virtual seconds
+        self._heard: dict[tuple[bytes, str], tuple[int, float, float]] = {}  # session, machine -> its boots, lived and virtual seconds
         self._paused: dict[str, float] = {}  # machine -> seconds for which it was paused, in all
         self._swept_at = 0.0
         self._quiet_since = 0.0
@@ -64,10 +65,10 @@ class Expiry:
             self._excuses -= 1
             self._quiet_since = trio.current_time()
 
-    def heard_at(self, session: bytes) -> float | None:
+    def heard_at(self, session: bytes, machine: str = "node1") -> float | None:
         """When the last complete frame of a session reached a node, in virtual seconds."""
-        heard = self._heard.get(session)
-        return None if heard is None else heard[3]
+        heard = self._heard.get((session, machine))
+        return None if heard is None else heard[2]
 
     @contextmanager
     def watch(self) -> Generator[None]:
@@ -88,9 +89,9 @@ class Expiry:
             setattr(Sessions, "expiries", staticmethod(original))  # noqa: B010
 
     def _tap(self, source: str, target: str, number: int, data: bytes) -> None:
-        machine = self._world.machines.get(target)
-        if machine is None or machine.disk is None:
-            return
+        machine, sender = self._world.machines.get(target), self._world.machines.get(source)
+        if machine is None or machine.disk is None or (sender is not None and sender.disk is not None):
+            return  # what nodes say to each other is no client's
         wire = self._wires.get(number)
         if wire is None:
             wire = self._wires[number] = Wire(FrameReader(FRAME_BYTES_MAX_TO_CLIENT))
@@ -99,7 +100,7 @@ class Expiry:
             if isinstance(message, Hello):
                 wire.session = message.session_id
             if wire.session is not None:
-                self._heard[wire.session] = (target, machine.boots, self._lived(target), trio.current_time())
+                self._heard[wire.session, target] = (machine.boots, self._lived(target), trio.current_time())
 
     def _lived(self, machine: str) -> float:
         """Virtual seconds without those in which the process of that machine stood still."""
@@ -107,10 +108,10 @@ class Expiry:
 
     def _judge(self, silent: Silent) -> None:
         machine = self._world.machines[str(process.get())]
-        heard = self._heard.get(silent.session.session_id)
-        if machine.node is None or heard is None or heard[:2] != (machine.name, machine.boots):
+        heard = self._heard.get((silent.session.session_id, machine.name))
+        if machine.node is None or heard is None or heard[0] != machine.boots:
             return
-        silent_seconds = self._lived(machine.name) - heard[2]
+        silent_seconds = self._lived(machine.name) - heard[1]
         if silent_seconds < silence_us(silent.ttl_ms) / 1e6 - TOLERANCE_SECONDS:
             self._report(
                 Violation(
@@ -131,11 +132,13 @@ class Expiry:
         self._swept_at = now
         if self._excuses:
             return
+        nodes = sum(machine.disk is not None for machine in self._world.machines.values())
+        slack = SLACK_SECONDS + (CLUSTER_SLACK_SECONDS if nodes > 1 else 0.0)
         for key, held in self._shadow.held.items():
             if not held.client[EPHEMERAL_FIELD]:
                 continue
-            bound = held.client[TTL_FIELD] / 1000 + SLACK_SECONDS
-            heard_at = self.heard_at(held.session)
+            bound = held.client[TTL_FIELD] / 1000 + slack
+            heard_at = self.heard_at(held.session, self._shadow.node_of(key[0]))
             since = max(self._quiet_since, 0.0 if heard_at is None else heard_at)
             if now - since > bound:
                 raise Violation(f"30: {key} is held by a session that nobody has heard for {now - since:.1f} s; the bound is {bound:.1f} s")

@@ -7,6 +7,8 @@ a node loads what its disk has. The rules of what an operation does are written 
     fold     what these operations come to, in order
     views    the fold of each service after every change, by lsn
 
+A slot belongs to the node that committed to it last; what is compared with a node is what its slots come to.
+
 T14  One lsn has one content, on whatever node and in whatever life.
 T11  The term of a slot never goes back.
 T13  What was applied once was acknowledged, or may have been, so it is on the disk: after a restart nothing of it is missing (this is
@@ -14,7 +16,8 @@ T13  What was applied once was acknowledged, or may have been, so it is on the d
 T20  The state of a node is the fold, at every moment and in every life.
 T25  The digest of a session on the node is that of its instances in the fold.
 
-`forgive` gives all of it up for one machine's next life: after a disk was wiped, rolled back, or lied about a sync.
+`forgive` gives all of it up for one machine's next life: after a disk was rolled back or lied about a sync. `wiped` says that what a
+machine had is gone, each instance of it in that moment; what its slots get from then on is new.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from . import Violation
 STATUS_NAMES = ("up", "draining", "down")
 METADATA_FIELD, STATUS_FIELD, EPHEMERAL_FIELD, TTL_FIELD = 7, 8, 9, 10
 DRAINING = 1
+AFTER_ALL = 2**62
 
 Key = tuple[str, str]
 View = Mapping[str, tuple[tuple[int, int], str, str]]
@@ -87,9 +91,11 @@ class Commit:
 
 @attrs.define
 class SlotFold:
-    """One slot: how far it is folded, and who is barred."""
+    """One slot: whose it is, how far it is folded, how far it ever was, and who is barred."""
 
     lsn: Lsn = LSN_ZERO
+    top: Lsn = LSN_ZERO
+    node: str = ""
     barred: dict[tuple[Key, bytes], None] = attrs.field(factory=dict)
 
 
@@ -147,6 +153,25 @@ class Shadow:
         self._views.clear()
         self._checked.clear()
 
+    def wiped(self, machine: str) -> None:
+        """The disk of this machine is empty from now on, and with it the only copy of its slots."""
+        for number, slot in self._slots.items():
+            if slot.node != machine:
+                continue
+            lost = [key for key in self._held if self._service_slot[key[0]] == number]
+            for key in lost:
+                before = self._held.pop(key)
+                commit = Commit(
+                    at=trio.current_time(), node=machine, lsn=slot.top, kind="expire", key=key, session=b"", before=before, after=None
+                )
+                self.commits.append(commit)
+                for listener in self.listeners:
+                    listener(commit)
+            for service in dict.fromkeys(key[0] for key in lost):
+                self._views[service].append((Lsn(slot.top.term, AFTER_ALL), {}))
+            slot.lsn, slot.node = LSN_ZERO, ""
+            slot.barred.clear()
+
     # --- learning -------------------------------------------------------------------------------------------------------------
 
     def _learn(self, node: str, number: int, term: int, seq: int, op: Op) -> None:
@@ -164,9 +189,10 @@ class Shadow:
             return
         if seq != slot.lsn.seq + 1:
             self._report(Violation(f"20: {node} applies {number}:{term}/{seq} after {slot.lsn}: something between is missing"))
-        if term < slot.lsn.term:
-            self._report(Violation(f"11: {node} applies {number}:{term}/{seq} after {slot.lsn}: the term went back"))
-        slot.lsn = Lsn(term, seq)
+        if term < slot.top.term:
+            self._report(Violation(f"11: {node} applies {number}:{term}/{seq} after {slot.top}: the term went back"))
+        slot.lsn = slot.top = Lsn(term, seq)
+        slot.node = node
         self._fold(node, number, slot, op)
 
     def _fold(self, node: str, number: int, slot: SlotFold, op: Op) -> None:
@@ -240,6 +266,10 @@ class Shadow:
 
     # --- for other checkers -----------------------------------------------------------------------------------------------------
 
+    def node_of(self, service: str) -> str:
+        """The machine that committed something of this service last."""
+        return self._slots[self._service_slot[service]].node
+
     @property
     def held(self) -> Mapping[Key, Held]:
         """Every instance of the fold."""
@@ -250,7 +280,7 @@ class Shadow:
         views = self._views.get(service)
         if not views:
             return {}
-        if Lsn(*lsn) > self._slots[self._service_slot[service]].lsn:
+        if Lsn(*lsn) > self._slots[self._service_slot[service]].top:
             return None
         found: View = {}
         for at, view in views:
@@ -283,7 +313,10 @@ class Shadow:
         self.sweep()
 
     def _compare(self, name: str, shard: Shard) -> None:
+        held = {key: each for key, each in self._held.items() if self._slots[self._service_slot[key[0]]].node == name}
         for number, fold in self._slots.items():
+            if fold.node != name:
+                continue
             slot = shard._slots.get(number)
             lsn = LSN_ZERO if slot is None else slot.lsn
             if lsn != fold.lsn:
@@ -294,15 +327,15 @@ class Shadow:
                 parts = unpack_entry(entry)
                 client = frozen(parts.client)
                 found[key.name, instance_id] = Held(parts.session_id, parts.request_id, parts.lease_id, parts.lsn, client)
-        if found != self._held:
-            wrong = [key for key in {**found, **self._held} if found.get(key) != self._held.get(key)]
-            pairs = "; ".join(f"{key}: node {found.get(key)}, fold {self._held.get(key)}" for key in wrong[:3])
+        if found != held:
+            wrong = [key for key in {**found, **held} if found.get(key) != held.get(key)]
+            pairs = "; ".join(f"{key}: node {found.get(key)}, fold {held.get(key)}" for key in wrong[:3])
             raise Violation(f"20: the state of {name} is not the fold of what was committed: {pairs}")
-        self._compare_digests(name, shard)
+        self._compare_digests(name, shard, held)
 
-    def _compare_digests(self, name: str, shard: Shard) -> None:
+    def _compare_digests(self, name: str, shard: Shard, mine: Mapping[Key, Held]) -> None:
         digests: dict[bytes, int] = {}
-        for (service, instance_id), held in self._held.items():
+        for (service, instance_id), held in mine.items():
             if held.client[EPHEMERAL_FIELD]:
                 digest = lease_digest(ServiceKey("default", service), instance_id, held.lease)
                 digests[held.session] = digests.get(held.session, 0) ^ digest
@@ -313,7 +346,7 @@ class Shadow:
     def _adopt(self, name: str, shard: Shard) -> None:
         del self._forgiven[name]
         for number, slot in shard._slots.items():
-            self._slots[number] = SlotFold(slot.lsn)
+            self._slots[number] = SlotFold(slot.lsn, slot.lsn, name)
         for key in shard._services:
             for instance_id, entry in shard.entries(key).items():
                 parts = unpack_entry(entry)

@@ -1,0 +1,329 @@
+"""Broken variants of a cluster, each of which must be found within its number of seeds.
+
+    python -m tests.sim.cluster_mutants
+
+Each runs in a short story on three or four nodes, with the checkers of consensus and ownership behind it (`stage.py`); the same stories
+pass without it. What needs rarer luck lives in the cores alone (tests/core/raft/heap.py, tests/core/test_cluster_heap.py).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+import govern
+from govern.actors.election import Election
+from govern.actors.metadata_log import MetadataLog
+from govern.actors.shard_store import ShardStore
+from govern.core import controller as controller_rules
+from govern.core import ownership as ownership_rules
+from govern.core.ownership import Ownership
+from govern.core.peering import NODE_ID_MAX, Peering
+from govern.core.raft.core import RaftCore
+from govern.core.raft.leading import Leading
+from govern.core.raft.types import Write
+from govern.core.standing import Standing, runs_of
+from govern.core.table import Table
+from govern.environment import Environment
+from govern.storage import directory as directory_rules
+from govern.storage.format import Identity
+from govern.testing import simulate
+from govern.testing.scheduler import process
+from govern.testing.world import PORT
+
+from .stage import Stage, open_stage
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+# --- what is broken ---------------------------------------------------------------------------------------------------------
+
+
+def lease_without_term_check(patch: pytest.MonkeyPatch) -> None:
+    """A controller lends leases as long as it has not heard that it was deposed."""
+    patch.setattr(Election, "has_lease", lambda self, now_us: self.leads)
+
+
+def acts_before_registration(patch: pytest.MonkeyPatch) -> None:
+    """A node acts on what a former life was given."""
+    mine = lambda table, me, boot_no: tuple(run for run in table.runs if run.primary == me.node_id)  # noqa: E731
+    patch.setattr(ownership_rules, "runs_of", mine)
+
+
+def acts_on_old_grants(patch: pytest.MonkeyPatch) -> None:
+    """A registered life takes the terms of the one before."""
+
+    def mutant(table: Table, me: Any, boot_no: int) -> Any:
+        row = table.node(me.node_id)
+        if row is None or (row.disk_id, row.boot_no) != (me.disk_id, boot_no):
+            return runs_of(table, me, boot_no)
+        return tuple(run for run in table.runs if run.primary == me.node_id)
+
+    patch.setattr(ownership_rules, "runs_of", mutant)
+
+
+def lease_counted_from_receipt(patch: pytest.MonkeyPatch) -> None:
+    heartbeat_ok = Standing.heartbeat_ok
+
+    def mutant(self: Standing, answer: Any, now_us: int, boot_us: int) -> None:
+        if answer.number in self._sent:
+            self._sent[answer.number] = boot_us
+        heartbeat_ok(self, answer, now_us, boot_us)
+
+    patch.setattr(Standing, "heartbeat_ok", mutant)
+
+
+def given_up_too_early(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(controller_rules, "SILENCE_US", 3_000_000)
+
+
+def stale_table_accepted(patch: pytest.MonkeyPatch) -> None:
+    take = Ownership.take
+
+    def mutant(self: Ownership, table: Table) -> bool:
+        self.table = Table(0, self.table.nodes, self.table.runs)
+        return take(self, table)
+
+    patch.setattr(Ownership, "take", mutant)
+
+
+def boot_number_not_durable(patch: pytest.MonkeyPatch) -> None:
+    write = directory_rules._write_identity
+
+    async def mutant(storage: Any, identity: Any) -> None:
+        if identity.boot_no == 1:
+            await write(storage, identity)
+        await trio.lowlevel.checkpoint()
+
+    patch.setattr(directory_rules, "_write_identity", mutant)
+
+
+def a_wiped_disk_keeps_its_name(patch: pytest.MonkeyPatch) -> None:
+    next_boot = Identity.next_boot
+    patch.setattr(Identity, "next_boot", lambda self: next_boot(self)._replace(disk_id=f"{process.get():<16}".encode()))
+
+
+def vote_not_persisted(patch: pytest.MonkeyPatch) -> None:
+    write = MetadataLog.write
+
+    async def mutant(self: MetadataLog, batch: Write) -> None:
+        hard = batch.hard
+        await write(self, attrs.evolve(batch, hard=None if hard is None else attrs.evolve(hard, voted_for=None)))
+
+    patch.setattr(MetadataLog, "write", mutant)
+
+
+def votes_in_advance(patch: pytest.MonkeyPatch) -> None:
+    """What speaks of a term or a vote leaves before they are durable."""
+    patch.setattr(RaftCore, "_send_durable", lambda self, message: self._out.append(message))
+
+
+def commits_alone(patch: pytest.MonkeyPatch) -> None:
+    """What the leader itself has counts as committed."""
+    patch.setattr(Leading, "majority_match", lambda self: self.match_of(self.me))
+
+
+def expires_without_lease(patch: pytest.MonkeyPatch) -> None:
+    commit = ShardStore._commit
+
+    async def mutant(self: ShardStore, writes: Any) -> None:
+        until_us, self._ownership.lease_until_us = self._ownership.lease_until_us, 10**15
+        try:
+            await commit(self, writes)
+        finally:
+            self._ownership.lease_until_us = until_us
+
+    patch.setattr("govern.actors.failure_detector.READY_HOLD_US", -1)
+    patch.setattr(ShardStore, "_commit", mutant)
+    patch.setattr(Ownership, "is_fresh", lambda self, boot_us: True)
+
+
+def two_links(patch: pytest.MonkeyPatch) -> None:
+    """Both dial at once, and a second link comes up beside the first."""
+    bring_up, due_at = Peering._bring_up, Peering._due_at
+    patch.setattr(Peering, "_judge_life", lambda self, mine, other: None)
+    patch.setattr(Peering, "_bring_up", lambda self, link, now: attrs.evolve(bring_up(self, link, now), replaced=None))
+    patch.setattr(Peering, "_due_at", staticmethod(lambda me, node_id, peer: due_at(NODE_ID_MAX, node_id, peer)))
+
+
+# --- in which stories -------------------------------------------------------------------------------------------------------
+
+
+async def the_controller_is_stopped(stage: Stage) -> None:
+    before = stage.controller
+    stage.cluster.pause(before)
+    await trio.sleep(3 + stage.world.random.random())
+    stage.cluster.resume(before)
+    await trio.sleep(1)
+
+
+async def one_node_after_the_other_restarts(stage: Stage) -> None:
+    for name in stage.cluster.nodes:
+        await stage.cluster.crash(name)
+        await trio.sleep(stage.world.random.random())
+        await stage.cluster.restart(name)
+        await trio.sleep(2)
+
+
+async def one_node_restarts_often(stage: Stage) -> None:
+    name = stage.others(stage.controller)[0]
+    for _ in range(3):
+        await stage.cluster.crash(name)
+        await stage.cluster.restart(name)
+        await trio.sleep(1.5)
+
+
+async def a_node_is_cut_off(stage: Stage) -> None:
+    stage.cluster.isolate(stage.others(stage.controller)[0])
+    await trio.sleep(6)
+
+
+async def answers_come_late(stage: Stage) -> None:
+    controller = stage.controller
+    other = stage.others(controller)[0]
+    for name in stage.others(controller):
+        stage.cluster.slow(controller, name, 0.6)
+    await trio.sleep(5)
+    stage.cluster.isolate(other)
+    await trio.sleep(8)
+
+
+async def a_disk_is_lost(stage: Stage) -> None:
+    name = stage.others(stage.controller)[0]
+    await stage.cluster.crash(name)
+    stage.consensus.wiped(name)
+    stage.world.wipe(name)
+    await stage.cluster.restart(name)
+    await trio.sleep(3)
+
+
+async def controllers_are_killed(stage: Stage) -> None:
+    """And whoever has just voted loses its power, in the middle of everything."""
+    for _ in range(3):
+        before = stage.controller
+        await stage.cluster.kill(before)
+        await trio.sleep(stage.world.random.uniform(1.0, 1.6))
+        for name in stage.others(before):
+            await stage.cluster.crash(name)
+        for name in stage.cluster.nodes:
+            await stage.cluster.restart(name)
+        await stage.until_controller(within=10)
+        await trio.sleep(1)
+
+
+async def disks_are_slow(stage: Stage) -> None:
+    """Elections while a write takes a moment."""
+    for name in stage.cluster.nodes:
+        disk = stage.world.machines[name].disk
+        assert disk is not None
+        disk.latency_seconds = (0.01, 0.1)
+    await stage.cluster.kill(stage.controller)
+    await trio.sleep(4)
+
+
+async def the_controller_is_alone(stage: Stage) -> None:
+    """Cut off with one node to register: what it proposes then reaches nobody."""
+    controller = stage.controller
+    name = "node4"
+    await stage.cluster.kill(name)
+    others = [other for other in stage.others(controller) if other != name]
+    stage.cluster.partition(controller, others)
+    await stage.cluster.restart(name)
+    await trio.sleep(3)
+
+
+async def the_majority_goes_and_a_client_dies(stage: Stage) -> None:
+    left = stage.others(stage.controller)[0]
+    service = stage.service_of(left)
+
+    async def hold(environment: Environment) -> None:
+        async with govern.connect(f"{left}:{PORT}", environment=environment) as registry, registry.register(service, port=1, id="dead"):
+            await trio.sleep_forever()
+
+    await stage.cluster.run("dying", hold)
+    await trio.sleep(1)
+    for name in stage.others(left):
+        await stage.cluster.crash(name)
+    await trio.sleep(6)
+    await stage.cluster.kill("dying")
+    await trio.sleep(8)
+
+
+async def everybody_dials(stage: Stage) -> None:
+    for name in stage.cluster.nodes:
+        stage.cluster.cut(name, stage.others(name)[0])
+    await trio.sleep(10)
+
+
+@attrs.frozen
+class Mutant:
+    """One broken variant: the story that reveals it, and within how many seeds."""
+
+    patch: Patch
+    story: Callable[[Stage], Awaitable[None]]
+    seeds: int
+    nodes: int = 3
+
+    @property
+    def name(self) -> str:
+        return self.patch.__name__
+
+    def play(self, seed: int) -> None:
+        """Tell the story once, with the seed."""
+
+        async def on_stage(seed: int) -> None:
+            async with open_stage(seed, self.nodes) as stage:
+                await self.story(stage)
+
+        simulate(seed, on_stage, horizon=300)
+
+
+MUTANTS = (
+    Mutant(lease_without_term_check, the_controller_is_stopped, 3),
+    Mutant(acts_before_registration, one_node_after_the_other_restarts, 1),
+    Mutant(acts_on_old_grants, one_node_after_the_other_restarts, 1),
+    Mutant(lease_counted_from_receipt, answers_come_late, 3),
+    Mutant(given_up_too_early, a_node_is_cut_off, 2),
+    Mutant(stale_table_accepted, one_node_after_the_other_restarts, 3),
+    Mutant(boot_number_not_durable, one_node_restarts_often, 1),
+    Mutant(a_wiped_disk_keeps_its_name, a_disk_is_lost, 1),
+    Mutant(vote_not_persisted, controllers_are_killed, 1),
+    Mutant(votes_in_advance, disks_are_slow, 4),
+    Mutant(commits_alone, the_controller_is_alone, 2, 4),
+    Mutant(expires_without_lease, the_majority_goes_and_a_client_dies, 1),
+    Mutant(two_links, everybody_dials, 3),
+)
+
+
+def find(mutant: Mutant) -> tuple[int, str] | None:
+    """How many seeds it took, and what found it; None when nothing did."""
+    for seed in range(mutant.seeds):
+        with pytest.MonkeyPatch.context() as patch:
+            mutant.patch(patch)
+            try:
+                mutant.play(seed)
+            except Exception as error:
+                return seed + 1, f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def main(names: Sequence[str]) -> int:
+    """Try them all, or those that are named."""
+    living = 0
+    for mutant in [mutant for mutant in MUTANTS if not names or mutant.name in names]:
+        began = time.perf_counter()
+        found = find(mutant)
+        seconds = time.perf_counter() - began
+        living += found is None
+        verdict = "LIVES" if found is None else f"{found[0]} of {mutant.seeds}"
+        print(f"{mutant.name:<36} {verdict:<8} {seconds:5.1f} s  {'' if found is None else found[1][:110]}", flush=True)
+    return 1 if living else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
