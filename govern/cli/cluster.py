@@ -52,12 +52,12 @@ def nodes(found: argparse.Namespace) -> int:
 async def _nodes(found: argparse.Namespace, registry: Registry) -> tuple[list[dict[str, Any]], bool]:
     """The rows, and whether they come from the controller; without one they are what the node at the other end knows."""
     try:
-        answer = await in_time(found, lambda: registry.administer("nodes"))
+        answer = await in_time(found, registry, lambda: registry.administer("nodes"))
         rows: list[dict[str, Any]] = answer["nodes"]
         return [{**row, "controller": row["node_id"] == answer["controller"]} for row in rows], True
     except NoController:
-        state = await in_time(found, registry.status)
-        table: Table = await in_time(found, registry.table)
+        state = await in_time(found, registry, registry.status)
+        table: Table = await in_time(found, registry, registry.table)
         print_error(f"there is no controller now; this is what node {state['node_id']} knows")
         voters = [candidate["node_id"] for candidate in state["candidates"] if candidate["voter"]]
         return [
@@ -90,7 +90,7 @@ def table(found: argparse.Namespace) -> int:
 
     async def verb() -> int:
         async with open_registry(found) as registry:
-            known: Table = await in_time(found, registry.table)
+            known: Table = await in_time(found, registry, registry.table)
         rows = [
             {
                 "first": run.first,

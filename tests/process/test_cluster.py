@@ -265,7 +265,7 @@ async def test_without_a_majority_everything_goes_on_and_nothing_expires(program
                     assert [each.port for each in await registry.lookup(name)] == [1, 2]
                 await wait_until(lambda: len(view.instances) == 1, "a push of the removal")
                 assert len(dead.instances) == 1
-                await check_words_without_majority(cluster, last, gone)
+                await check_words_without_majority(cluster, table, last, gone)
                 await cluster.start(*gone)
                 await watch.wait_well()
                 await wait_until(lambda: not dead.instances, "the dead client to go")
@@ -273,7 +273,7 @@ async def test_without_a_majority_everything_goes_on_and_nothing_expires(program
         assert watch.term() < 30, "terms do not grow while nobody answers"
 
 
-async def check_words_without_majority(cluster: Cluster, last: int, gone: list[int]) -> None:
+async def check_words_without_majority(cluster: Cluster, table: Table, last: int, gone: list[int]) -> None:
     """What operators are told meanwhile."""
     names = " and ".join(map(str, gone))
     status = await cluster.ask("status", through=last, code=1)
@@ -282,6 +282,12 @@ async def check_words_without_majority(cluster: Cluster, last: int, gone: list[i
     assert [f" {node_id} voter, cannot be reached\n" in status for node_id in cluster.ids] == [node_id != last for node_id in cluster.ids]
     assert "controller     none" in status
     assert max(map(len, status.splitlines())) <= 80
+    lost = names_on(table, gone[0], 1)[0]
+    for verb in ("lookup", "watch"):
+        code, out, err = await cluster.programs.run(verb, lost, "--timeout", "2", connect=cluster.clients[last])
+        assert (code, out) == (3, "")
+        assert err.startswith(f"govern: node {gone[0]} has not answered: tried {cluster.clients[gone[0]]} ("), err
+        assert err.endswith("), for 2 s\n"), err
     running = {
         words: cluster.programs.govern(*words.split(), connect=cluster.clients[last])
         for words in ("nodes", "nodes --json", "table", "members remove 1", "transfer", "reset 1", "forget 1")

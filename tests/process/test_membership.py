@@ -256,8 +256,7 @@ async def check_recover_words(programs: Programs) -> None:
         ((*words, "--force-new-cluster"), 1, "nothing was changed"),  # nobody types anything
         (("recover", "--force-new-cluster", "--node-id", "1", "--data-dir", "empty", "--yes"), 1, "empty belongs to no cluster"),
         (("recover", "--force-new-cluster", "--node-id", "1", "--data-dir", "absent", "--yes"), 1, "absent"),
-        (("recover", "--force-new-cluster", "--data-dir", "node1", "--yes"), 2, "--node-id"),
-        (("recover", "--force-new-cluster", "--node-id", "0", "--data-dir", "node1", "--yes"), 2, "node 0 is not usable"),
+        (("recover", "--force-new-cluster", "--node-id", "2", "--data-dir", "node1", "--yes"), 1, "of node 1, not of node 2"),
     ]
     running = [(programs.govern(*arguments), code, text) for arguments, code, text in wrong]
     for program, code, text in running:
