@@ -161,8 +161,8 @@ class PeerConnector:
         return True
 
     def set_peers(self, addresses: Mapping[int, str]) -> None:
-        """Keep links to these nodes; this node itself is left out, and one with an empty address is not dialled. A link to a node that is
-        not among them stays for as long as that node keeps it."""
+        """Keep links to these nodes; this node itself is left out, and one with an empty address is not dialled. Several addresses of one
+        node, separated by commas, are tried in turn. A link to a node that is not among them stays for as long as that node keeps it."""
         self._peering.set_peers(self._hello().node_id, addresses, trio.current_time())
         self._changed.set()
 

@@ -109,7 +109,7 @@ class Step:
 class _Peer:
     """What is known of one other node."""
 
-    address: str = ""  # empty: it is not dialled
+    address: str = ""  # one, or several separated by commas; empty: it is not dialled
     up: PeerLink | None = None
     dial: PeerLink | None = None  # under way, not yet up
     failures: int = 0  # in a row
@@ -130,8 +130,9 @@ class Peering:
     # --- whom to dial -------------------------------------------------------------------------------------------------------
 
     def set_peers(self, me: int, addresses: Mapping[int, str], now: float) -> None:
-        """Keep links to these nodes; oneself and those without an address are left out. A node that is not among them is dialled no more,
-        and a link that it has stays. One whose address is new is dialled there at once."""
+        """Keep links to these nodes; oneself and those without an address are left out. Several addresses of one node, separated by commas,
+        are tried in turn. A node that is not among them is dialled no more, and a link that it has stays. One whose address is new is
+        dialled there at once."""
         wanted = {node_id: address for node_id, address in addresses.items() if address and node_id != me}
         for node_id in list(self._peers):
             if node_id not in wanted:
@@ -149,7 +150,8 @@ class Peering:
         due: list[PeerLink] = []
         for node_id, peer in self._peers.items():
             if self._due_at(me, node_id, peer) <= now:
-                peer.dial = PeerLink(node_id, peer.address)
+                addresses = peer.address.split(",")
+                peer.dial = PeerLink(node_id, addresses[peer.failures % len(addresses)])
                 due.append(peer.dial)
         return due
 
