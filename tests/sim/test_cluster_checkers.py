@@ -381,7 +381,7 @@ def test_two_links_are_found() -> None:
             for member in (A, B):
                 world.machine(node_name(member.node_id))
             pairs = Pairs(world)
-            for _ in range(9):
+            for _ in range(10):
                 pairs.sweep()
                 await trio.sleep(0.5)
                 pairs._tap("node1", "node2", 1, b"x")
