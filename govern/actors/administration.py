@@ -216,7 +216,7 @@ class Administration:
         }
         count = len(membership.voters)
         if count in (2, 4):
-            told["warning"] = f"{count} voters survive the loss of no more than {count - 1} do: use {count - 1} or {count + 1}"
+            told["warning"] = f"{count} voters survive no more losses than {count - 1}: use {count - 1} or {count + 1}"
         return told
 
     def _nodes(self, manager: SlotManager) -> dict[str, Any]:

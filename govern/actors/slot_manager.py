@@ -505,16 +505,20 @@ class SlotManager:
             standing.registered(answer, now_us)
         else:
             standing.heartbeat_ok(answer, now_us, boot_us)
-            if self._election is None or self._election.core is None:
-                self.leader = standing.controller
+            if not self._is_member:
+                self.leader = standing.controller  # nobody else tells it
         self._ownership.lease_until_us = standing.lease_until_us
         if standing.newest_version > self._ownership.table.version:
             self._ask_table(answer.via, now_us)
 
+    @property
+    def _is_member(self) -> bool:
+        """Whether this node has a part in the log; a candidate that nobody has added yet has none."""
+        return self._election is not None and self._myself.member in self._election.membership.members
+
     def _ask_table(self, node_id: int, now_us: int) -> None:
         """Whoever has no part in the log asks for the table; who has one will hear of it from there."""
-        is_fed = self._election is not None and self._myself.member in self._election.membership.members
-        if not is_fed and now_us / 1e6 >= self._table_asked_at + TABLE_ASK_SECONDS:
+        if not self._is_member and now_us / 1e6 >= self._table_asked_at + TABLE_ASK_SECONDS:
             self._table_asked_at = now_us / 1e6
             self.deliver(node_id, TableAsk(self._ownership.table.version))
 

@@ -28,11 +28,11 @@ CONFIRMATION: Final = "force new cluster"
 
 
 def nodes(found: argparse.Namespace) -> int:
-    """Print the nodes of the cluster; exit code 1 when one is down."""
+    """Print the nodes of the cluster; exit code 1 when one is down, or when there is no controller."""
 
     async def verb() -> int:
         async with open_registry(found) as registry:
-            rows = await _nodes(found, registry)
+            rows, is_whole = await _nodes(found, registry)
         if found.json:
             print_json(rows)
         else:
@@ -43,20 +43,21 @@ def nodes(found: argparse.Namespace) -> int:
                     for row in rows
                 ],
             )
-        return EXIT_DONE if rows and all(row["state"] == "up" for row in rows) else EXIT_REFUSED
+        return EXIT_DONE if is_whole and all(row["state"] == "up" for row in rows) else EXIT_REFUSED
 
     return run_verb(verb)
 
 
-async def _nodes(found: argparse.Namespace, registry: Registry) -> list[dict[str, Any]]:
+async def _nodes(found: argparse.Namespace, registry: Registry) -> tuple[list[dict[str, Any]], bool]:
+    """The rows, and whether they come from the controller; without one they are what the node at the other end knows."""
     try:
         answer = await in_time(found, lambda: registry.administer("nodes"))
         rows: list[dict[str, Any]] = answer["nodes"]
-        return [{**row, "controller": row["node_id"] == answer["controller"]} for row in rows]
-    except NoController as error:
+        return [{**row, "controller": row["node_id"] == answer["controller"]} for row in rows], True
+    except NoController:
         state = await in_time(found, registry.status)
         table: Table = await in_time(found, registry.table)
-        print_error(f"{error}; this is what node {state['node_id']} knows")
+        print_error(f"there is no controller now; this is what node {state['node_id']} knows")
         voters = [candidate["node_id"] for candidate in state["candidates"] if candidate["voter"]]
         return [
             {
@@ -71,7 +72,7 @@ async def _nodes(found: argparse.Namespace, registry: Registry) -> list[dict[str
                 "controller": False,
             }
             for node in table.nodes
-        ]
+        ], False
 
 
 def _candidacy(row: dict[str, Any]) -> str:

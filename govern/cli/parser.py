@@ -392,7 +392,8 @@ def nodes_parser() -> Parser:
         "nodes",
         "nodes [FLAGS]",
         "Show the nodes of the cluster: where they are, whether they may be controller (controller, voter, waits: it is not a member yet, "
-        "no), and for how many slots they answer. Exit code 1 when one is down.",
+        "no), and for how many slots they answer. Exit code 1 when one is down, or when there is no controller: then it is what the node "
+        "at the other end knows.",
     )
     _add_json(parser, "a JSON array")
     return parser

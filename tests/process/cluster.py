@@ -1,18 +1,19 @@
 """Clusters of real processes: nodes from configuration files, an eye on all of them, and a network between them that can be cut.
 
-`Cluster` writes a TOML file for each node and starts and kills nodes by their number. `Watch` asks every node for its status, over and over,
-and keeps what each said last and who was seen as controller in which term. `Network` is a TCP proxy before the port for links of each
-node; it knows who dials by the first message on a link, so any way from one node to another can be cut and mended.
+`Cluster` writes a TOML file for each node and starts and kills nodes by their number. `Watch` asks every node for its status, over and
+over, and keeps what each said last and who was seen as controller in which term. `Network` is a TCP proxy before the port for links of
+each node; the system tells it which process dials, so any way from one node to another can be cut and mended.
 """
 
 from __future__ import annotations
 
-import struct
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
-import msgpack
 import trio
 
 from govern.core.slots import slot_of
@@ -20,12 +21,13 @@ from govern.core.table import Table
 from govern.messages import AskStatus, NodeStatus, encode
 from govern.model import ServiceKey
 
-from .harness import NodeProgram, Programs, free_ports, hello, raw_connection, wait_until
+from .harness import NodeProgram, Programs, Raw, free_ports, hello, raw_connection, wait_until
 
 LOOK_SECONDS: Final = 0.05
 ANSWER_SECONDS: Final = 3.0
 LONG_SECONDS: Final = 90.0
 """Bounds of the ordinary tests: they say that something happens at all, on a machine that does ten other things."""
+TOLD: Final = ("role", "controller", "term", "fresh", "links", "degraded")
 NAMES_MAX: Final = 100_000
 
 
@@ -46,27 +48,27 @@ class Cluster:
         """Where clients reach a node."""
         return int(self.clients[node_id].rpartition(":")[2])
 
-    def write_file(self, node_id: int, peers: Iterable[int], **keys: str) -> str:
-        """The configuration file of a node; its name."""
+    def _write_file(self, node_id: int, peers: Iterable[int], is_alone: bool) -> str:
+        """The configuration file of a node; its name. A node that is alone opens no port for links."""
         lines = [f"node_id = {node_id}", f'listen = "{self.clients[node_id]}"', f'data_dir = "node{node_id}"']
-        lines += [f'peer_listen = "127.0.0.1:{self.link_ports[node_id]}"', *(f"{key} = {value}" for key, value in keys.items())]
+        lines += [] if is_alone else [f'peer_listen = "127.0.0.1:{self.link_ports[node_id]}"']
         lines += ["[peers]", *(f'{other} = "{self.peers[other]}"' for other in peers)]
         name = f"node{node_id}.toml"
         (self.programs.directory / name).write_text("\n".join(lines) + "\n")
         return name
 
-    def launch(self, node_id: int, *, peers: Iterable[int] | None = None, **keys: str) -> NodeProgram:
+    def launch(self, node_id: int, *, peers: Iterable[int] | None = None, is_alone: bool = False) -> NodeProgram:
         """Start a node, and wait for nothing."""
-        name = self.write_file(node_id, self.ids if peers is None else peers, **keys)
+        name = self._write_file(node_id, self.ids if peers is None else peers, is_alone)
         node = self.programs.start("govern", "--config", name, kind=NodeProgram)
         assert isinstance(node, NodeProgram)
         node.address, node.port = self.clients[node_id], self.port(node_id)
         self.nodes[node_id] = node
         return node
 
-    async def start(self, *node_ids: int, peers: Iterable[int] | None = None, **keys: str) -> None:
+    async def start(self, *node_ids: int, peers: Iterable[int] | None = None) -> None:
         """Start nodes and wait for their ready lines."""
-        for node in [self.launch(node_id, peers=peers, **keys) for node_id in node_ids]:
+        for node in [self.launch(node_id, peers=peers) for node_id in node_ids]:
             await node.wait_out("\n", LONG_SECONDS)
 
     async def kill(self, *node_ids: int) -> None:
@@ -108,19 +110,17 @@ class Watch:
     async def _follow(self, node_id: int) -> None:
         while True:
             try:
-                with trio.move_on_after(ANSWER_SECONDS):
-                    async with raw_connection(self._cluster.port(node_id)) as raw:
-                        await raw.send(hello())
-                        await raw.read_message()
-                        await self._look(node_id, raw)
+                async with raw_connection(self._cluster.port(node_id)) as raw:
+                    await self._look(node_id, raw)
             except (OSError, AssertionError, trio.BrokenResourceError):
                 pass  # it is down
             self.states.pop(node_id, None)
             await trio.sleep(LOOK_SECONDS)
 
-    async def _look(self, node_id: int, raw: Any) -> None:
-        scope = trio.CancelScope(deadline=trio.current_time() + ANSWER_SECONDS)
-        with scope:
+    async def _look(self, node_id: int, raw: Raw) -> None:
+        with trio.move_on_after(ANSWER_SECONDS) as scope:
+            await raw.send(hello())
+            await raw.read_message()
             while await raw.send(encode(AskStatus(), 2)):
                 answer = await raw.read_message()
                 assert isinstance(answer, NodeStatus), answer
@@ -132,6 +132,10 @@ class Watch:
         self.states[node_id] = state
         if state["role"] == "controller":
             self.reigns.setdefault(state["term"], {})[node_id] = None
+
+    def says(self, node_id: int, field: str) -> Any:
+        """A field of what a node said last; an empty text when it says nothing."""
+        return self.states.get(node_id, {}).get(field, "")
 
     def controller(self, *among: int) -> int | None:
         """The controller that all of these nodes agree on, itself among them; None while they do not."""
@@ -159,7 +163,14 @@ class Watch:
             known = [self.states.get(node_id) for node_id in ids]
             return self.controller(*ids) is not None and all(each is not None and each["fresh"] and not each["degraded"] for each in known)
 
-        await wait_until(are_well, f"all to be well: {self.states}", seconds)
+        await self._wait(are_well, "all to be well", seconds)
+
+    async def _wait(self, condition: Callable[[], object], what: str, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            while not condition():
+                await trio.sleep(LOOK_SECONDS)
+        told = {node_id: {name: state[name] for name in TOLD} for node_id, state in self.states.items()}
+        assert condition(), f"waited {seconds:g} s in vain for {what}: {told}"
 
     def term(self) -> int:
         """The newest term that anybody has."""
@@ -211,11 +222,11 @@ class Network:
         for node_id, port in self.ports.items():
             self._listeners[node_id] = await trio.open_tcp_listeners(port, host="127.0.0.1")
 
-    async def run(self, targets: Mapping[int, int]) -> None:
-        """Carry, to these ports, until cancelled."""
+    async def run(self, cluster: Cluster) -> None:
+        """Carry, between these nodes, until cancelled."""
         async with trio.open_nursery() as nursery:
             for node_id, listeners in self._listeners.items():
-                nursery.start_soon(trio.serve_listeners, self._carrier(node_id, targets[node_id]), listeners)
+                nursery.start_soon(trio.serve_listeners, partial(self._carry, cluster, node_id), listeners)
 
     def cut(self, *ways: tuple[int, int]) -> None:
         """Nothing goes from the first of each pair to the second any more."""
@@ -233,23 +244,19 @@ class Network:
             *((node_id, other) for other in self.ids if other != node_id), *((other, node_id) for other in self.ids if other != node_id)
         )
 
-    def _carrier(self, node_id: int, port: int) -> Callable[[trio.SocketStream], Any]:
-        async def carry(near: trio.SocketStream) -> None:
-            try:
-                data = await _first_frame(near)
-                (_, _, _, _, dialler, *_) = msgpack.unpackb(data[4 : 4 + struct.unpack_from(">I", data)[0]])  # a PeerHello
-                await self._wait_open((dialler, node_id))
-                async with await trio.open_tcp_stream("127.0.0.1", port) as far:
-                    await far.send_all(data)
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._pump, near, far, (dialler, node_id))
-                        nursery.start_soon(self._pump, far, near, (node_id, dialler))
-            except* (OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # one of the two sides is gone, and now so is the other
-            finally:
-                await trio.aclose_forcefully(near)
-
-        return carry
+    async def _carry(self, cluster: Cluster, node_id: int, near: trio.SocketStream) -> None:
+        try:
+            dialler = _dialler(cluster, near.socket.getpeername()[1])
+            await self._wait_open((dialler, node_id))
+            await self._wait_open((node_id, dialler))  # no connection comes about while one way is cut
+            async with await trio.open_tcp_stream("127.0.0.1", cluster.link_ports[node_id]) as far:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pump, near, far, (dialler, node_id))
+                    nursery.start_soon(self._pump, far, near, (node_id, dialler))
+        except* (OSError, LookupError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # one of the two sides is gone, and now so is the other
+        finally:
+            await trio.aclose_forcefully(near)
 
     async def _pump(self, source: trio.SocketStream, sink: trio.SocketStream, way: tuple[int, int]) -> None:
         while data := await source.receive_some(65536):
@@ -263,12 +270,21 @@ class Network:
             await self._changed.wait()
 
 
-async def _first_frame(stream: trio.SocketStream) -> bytes:
-    """What was received when the first frame was whole."""
-    received = b""
-    while len(received) < 4 or len(received) < 4 + struct.unpack_from(">I", received)[0]:
-        data = await stream.receive_some(65536)
-        if not data:
-            raise trio.ClosedResourceError
-        received += data
-    return received
+def _dialler(cluster: Cluster, port: int) -> int:
+    """The node whose process has this local port. Raises `LookupError` when it has closed it already."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        words = line.split()
+        if int(words[1].rpartition(":")[2], 16) == port:
+            name = f"socket:[{words[9]}]"
+            for node_id, node in cluster.nodes.items():
+                if name in _open_files(node.process.pid):
+                    return node_id
+    raise LookupError(port)
+
+
+def _open_files(pid: int) -> list[str]:
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # it was closed in between
+            found.append(str(link.readlink()))
+    return found

@@ -233,7 +233,7 @@ async def test_a_controller_that_stood_still_steps_down(programs: Programs) -> N
             took = trio.current_time() - began
             await trio.sleep_until(began + STOPPED_SECONDS)
             cluster.nodes[office].send(signal.SIGCONT)
-            await wait_until(lambda: watch.states.get(office, {}).get("role") == "candidate", "the stopped controller to step down")
+            await wait_until(lambda: watch.says(office, "role") == "candidate", "the stopped controller to step down")
             await watch.wait_well()
         assert await watch.wait_controller() != office
         assert calm.stale_seconds == 0 or took > LEASE_SECONDS
@@ -256,8 +256,8 @@ async def test_without_a_majority_everything_goes_on_and_nothing_expires(program
             await wait_until(lambda: dead.instances, "the client that will die")
             async with registry.register(name, port=1, ttl=2):
                 await cluster.kill(*gone)
-                await wait_until(lambda: watch.states.get(last, {}).get("controller", 0) is None, "no controller")
-                await wait_until(lambda: not watch.states[last]["fresh"], "the end of the lease")
+                await wait_until(lambda: watch.says(last, "controller") is None, "no controller")
+                await wait_until(lambda: watch.says(last, "fresh") is False, "the end of the lease")
                 await doomed.kill()
                 async with registry.register(name, port=2):
                     await wait_until(lambda: len(view.instances) == 2, "a push of the registration")
