@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from . import disk, fanout, heartbeats, lookups, memory, registrations, restart
+from . import cluster, disk, fanout, heartbeats, lookups, memory, registrations, restart
 from ._load import pin_generator
 from ._report import Emit, Figure, Settings
 
@@ -23,6 +23,7 @@ ALL: Final[dict[str, Callable[[Settings, Emit], None]]] = {
     "fanout": fanout.measure,
     "memory": memory.measure,
     "restart": restart.measure,
+    "cluster": cluster.measure,
 }
 
 

@@ -65,7 +65,8 @@ def wait_for(what: str, is_true: Any, seconds: float = 30.0) -> float:
 
 
 def has_all_slots() -> bool:
-    return sum(row["last"] - row["first"] + 1 for row in ask("table") or []) == 16384
+    rows: list[dict[str, int]] = ask("table") or []
+    return sum(row["last"] - row["first"] + 1 for row in rows) == 16384
 
 
 def controller() -> int | None:

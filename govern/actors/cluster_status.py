@@ -6,6 +6,7 @@ from typing import Any
 
 from ..core.ownership import Ownership
 from ..core.raft.types import Membership
+from ..core.table import UP, Table
 from .election import Election
 from .slot_manager import Links, SlotManager
 
@@ -58,6 +59,11 @@ class ClusterStatus:
 
     def degraded(self, is_fresh: bool) -> list[str]:
         """What does not work."""
+        return self._about_the_cluster(is_fresh) + [
+            f"no link to node {node_id}: {text}" for node_id, text in sorted(self._links.refusals().items())
+        ]
+
+    def _about_the_cluster(self, is_fresh: bool) -> list[str]:
         manager = self._manager
         waiting = manager.bootstrap.waiting
         if waiting is not None:
@@ -95,13 +101,27 @@ class ClusterStatus:
             return manager.controller.degraded()
         if manager.meta.version >= table.version and table.version:
             return manager.meta.degraded()
-        return [
-            f"node {node.node_id} is down; {table.primaries(node.node_id)} slots are unavailable"
-            for node in table.nodes
-            if node.state != "up" and node.node_id != self._node_id
-        ]
+        return _seen_in(table)
 
 
 def _in_words(names: list[str]) -> str:
     """`1`, `1 and 2`, `1, 2 and 3`."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _seen_in(table: Table) -> list[str]:
+    """What does not work, as far as the table alone tells it: to a node that has no part in the metadata log."""
+    texts = []
+    for node in table.nodes:
+        slots = sum(run.last - run.first + 1 for run in table.runs if run.primary == node.node_id)
+        waiting = sum(run.last - run.first + 1 for run in table.runs if run.primary == node.node_id and run.term < node.registered_at)
+        if node.state != UP:
+            texts.append(f"node {node.node_id} is down; " + (f"{slots} slots are unavailable" if slots else "it holds no slots"))
+        elif waiting:
+            texts.append(
+                f"{waiting} slots of node {node.node_id} have not come back with it: if that lasts, they were on a disk that it no longer "
+                f"has, and govern reset {node.node_id} gives them up"
+            )
+    if table.version and table.unassigned_count:
+        texts.append(f"{table.unassigned_count} slots are not assigned to any node yet")
+    return texts

@@ -48,6 +48,8 @@ FAREWELL_SECONDS_MAX: Final = 1.0
 PEERS_NOTE: Final = "the address for links of other nodes cannot be listened on"
 _RECEIVE_BYTES: Final = 64 * 1024
 _PING: Final = encode_peer(Ping())
+_PASSING: Final = ("duplicate", "overloaded")
+"""Refusals that belong to the course of things."""
 
 _log = logging.getLogger(__name__)
 
@@ -121,6 +123,7 @@ class PeerConnector:
         self._channels: dict[PeerLink, _Channel] = {}
         self._up: dict[int, _Channel] = {}
         self._strangers: dict[_Channel, None] = {}  # oldest first
+        self._refusals: dict[int, str] = {}
         self._changed = trio.Event()  # somebody may be due to be dialled
         self._links_made = self._received = self._sent = self._dropped = 0
 
@@ -158,8 +161,8 @@ class PeerConnector:
         return True
 
     def set_peers(self, addresses: Mapping[int, str]) -> None:
-        """Keep links to these nodes; this node itself is left out, and one with an empty address is not dialled. A link to a node that is
-        not among them stays for as long as that node keeps it."""
+        """Keep links to these nodes; this node itself is left out, and one with an empty address is not dialled. Several addresses of one
+        node, separated by commas, are tried in turn. A link to a node that is not among them stays for as long as that node keeps it."""
         self._peering.set_peers(self._hello().node_id, addresses, trio.current_time())
         self._changed.set()
 
@@ -171,6 +174,10 @@ class PeerConnector:
     def peers(self) -> Mapping[int, PeerHello]:
         """The nodes that are linked now, and what each said of itself when the link was made."""
         return self._peering.linked()
+
+    def refusals(self) -> Mapping[int, str]:
+        """The nodes that answer where they are dialled and with which there can be no link as things are, and why, for people."""
+        return self._refusals
 
     def statistics(self) -> PeerStatistics:
         """A snapshot of the counters."""
@@ -236,6 +243,7 @@ class PeerConnector:
             self._complain(link, (error.strerror or str(error)).lower())
         except Invalid as error:
             self._complain(link, str(error))
+        self._refusals.pop(link.node_id or 0, None)  # whoever it was is not there any more
         return None
 
     def _open(self, link: PeerLink, stream: trio.abc.HalfCloseableStream) -> _Channel:
@@ -319,9 +327,13 @@ class PeerConnector:
         step = self._peering.greet(link, message, mine, trio.current_time())
         if link.dialled and isinstance(message, PeerHello) and step.refusal is None and not step.failure:
             channel.put(encode_peer(mine))
+        refusal = message if isinstance(message, PeerRefused) else step.refusal
+        if link.dialled and refusal is not None and refusal.code not in _PASSING:
+            assert link.node_id is not None, "who dials knows whom"
+            self._refusals[link.node_id] = refusal.text
         if step.refusal is not None:
             if step.refusal.code != "duplicate":
-                self._complain(link, f"refused: {step.refusal.code}, {step.refusal.text}", logging.WARNING)
+                self._complain(link, f"refused ({step.refusal.code}): {step.refusal.text}", logging.WARNING)
             channel.closing = True
             channel.scope.deadline = trio.current_time() + FAREWELL_SECONDS_MAX
             channel.put(encode_peer(step.refusal))
@@ -341,6 +353,7 @@ class PeerConnector:
             self._on_down(node_id)
             self._close(self._channels[replaced], "a newer link replaces it")
         self._strangers.pop(channel, None)
+        self._refusals.pop(node_id, None)
         channel.scope.deadline = math.inf
         channel.silence.heard()
         self._up[node_id] = channel
@@ -355,7 +368,7 @@ class PeerConnector:
         if isinstance(message, PeerHello):
             raise RemoteProtocolError("a second Hello")
         if isinstance(message, PeerRefused):
-            self._close(channel, f"the other side refused it: {message.code}, {message.text}")
+            self._close(channel, f"the other side refused it ({message.code}): {message.text}")
         elif not isinstance(message, Ping) and not channel.closed:
             assert channel.link.node_id is not None, "a link that is up belongs to a node"
             self._received += 1

@@ -114,6 +114,9 @@ class Links(Protocol):
     def peers(self) -> Mapping[int, PeerHello]:
         """Who is linked now, and what they said of themselves."""
 
+    def refusals(self) -> Mapping[int, str]:
+        """With whom there can be no link as things are, and why."""
+
     def set_peers(self, addresses: Mapping[int, str]) -> None:
         """To whom links are to be kept."""
 
@@ -379,9 +382,12 @@ class SlotManager:
             self._election_mailbox.post(Join())
 
     def _set_peers(self) -> None:
-        """Links to everybody who is known: the configured candidates, and whoever is in the table."""
-        addresses = dict(self._configured)
-        addresses.update({node.node_id: node.peers for node in self._ownership.table.nodes if node.peers})
+        """Links to everybody who is known: the configured candidates, and whoever is in the table. Where the two say different things both
+        are tried: the configuration is old when one node was moved, and the table is when all were."""
+        addresses = {node.node_id: node.peers for node in self._ownership.table.nodes if node.peers}
+        for node_id, address in self._configured.items():
+            known = addresses.get(node_id, address)
+            addresses[node_id] = address if known == address else f"{known},{address}"
         addresses.pop(self._myself.node_id, None)
         self._links.set_peers(addresses)
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -51,12 +52,12 @@ def nodes(found: argparse.Namespace) -> int:
 async def _nodes(found: argparse.Namespace, registry: Registry) -> tuple[list[dict[str, Any]], bool]:
     """The rows, and whether they come from the controller; without one they are what the node at the other end knows."""
     try:
-        answer = await in_time(found, lambda: registry.administer("nodes"))
+        answer = await in_time(found, registry, lambda: registry.administer("nodes"))
         rows: list[dict[str, Any]] = answer["nodes"]
         return [{**row, "controller": row["node_id"] == answer["controller"]} for row in rows], True
     except NoController:
-        state = await in_time(found, registry.status)
-        table: Table = await in_time(found, registry.table)
+        state = await in_time(found, registry, registry.status)
+        table: Table = await in_time(found, registry, registry.table)
         print_error(f"there is no controller now; this is what node {state['node_id']} knows")
         voters = [candidate["node_id"] for candidate in state["candidates"] if candidate["voter"]]
         return [
@@ -89,7 +90,7 @@ def table(found: argparse.Namespace) -> int:
 
     async def verb() -> int:
         async with open_registry(found) as registry:
-            known: Table = await in_time(found, registry.table)
+            known: Table = await in_time(found, registry, registry.table)
         rows = [
             {
                 "first": run.first,
@@ -202,6 +203,9 @@ def recover(found: argparse.Namespace) -> int:
     if not found.force_new_cluster:
         print_error("recover: say --force-new-cluster, for that is all it can do (govern recover --help tells what it costs)")
         return EXIT_USAGE
+    if not os.path.isdir(found.data_dir):
+        print_error(f"there is no directory {found.data_dir}: nothing was changed")
+        return EXIT_REFUSED
     if not _confirmed(found.yes):
         print_error("nothing was changed")
         return EXIT_REFUSED

@@ -76,7 +76,7 @@ def explain(found: argparse.Namespace) -> int:
 
     async def verb() -> int:
         async with open_registry(found) as registry:
-            explanation: Explanation = await in_time(found, lambda: registry.explain(found.name, found.id))
+            explanation: Explanation = await in_time(found, registry, lambda: registry.explain(found.name, found.id))
         is_known = bool(explanation.instances or explanation.events)
         if found.json:
             print_json({"instances": list(explanation.instances), "events": list(explanation.events)})

@@ -42,10 +42,12 @@ async def open_registry(found: argparse.Namespace) -> AsyncIterator[Registry]:
         yield registry
 
 
-async def in_time(found: argparse.Namespace, read: Callable[[], Awaitable[Any]]) -> Any:
-    """What a read returns; raises `NotInTime` when it takes longer than the command's timeout."""
+async def in_time(found: argparse.Namespace, registry: Registry, read: Callable[[], Awaitable[Any]]) -> Any:
+    """What a read returns; raises `NotInTime`, with who has not answered, when it takes longer than the command's timeout."""
     with trio.move_on_after(found.timeout):
         return await read()
+    if registry.unanswered:
+        raise NotInTime(f"{registry.unanswered}, for {found.timeout:g} s")
     raise NotInTime(f"the registry did not answer within {found.timeout:g} s")
 
 
@@ -57,7 +59,7 @@ def lookup(found: argparse.Namespace) -> int:
 
     async def verb() -> int:
         async with open_registry(found) as registry:
-            instances: tuple[Instance, ...] = await in_time(found, lambda: registry.lookup(found.name))
+            instances: tuple[Instance, ...] = await in_time(found, registry, lambda: registry.lookup(found.name))
         if found.json:
             print_json([instance.to_json() for instance in instances])
         elif instances:
@@ -83,7 +85,7 @@ def watch(found: argparse.Namespace) -> int:
 
     async def verb() -> int:
         async with open_registry(found) as registry, AsyncExitStack() as stack:
-            view: LiveView = await in_time(found, lambda: stack.enter_async_context(registry.subscribe(found.name)))
+            view: LiveView = await in_time(found, registry, lambda: stack.enter_async_context(registry.subscribe(found.name)))
             show(Change(service=view.service, lsn=view.lsn, added=view.instances, full=True), view.stale)
             await _follow(view, show)
         return EXIT_DONE
@@ -140,7 +142,7 @@ def services(found: argparse.Namespace) -> int:
 
     async def verb() -> int:
         async with open_registry(found) as registry:
-            rows = [info.to_json() for info in await in_time(found, lambda: registry.services(found.namespace or ""))]
+            rows = [info.to_json() for info in await in_time(found, registry, lambda: registry.services(found.namespace or ""))]
         if found.json:
             print_json(rows)
         elif rows:
@@ -157,7 +159,7 @@ def status(found: argparse.Namespace) -> int:
 
     async def verb() -> int:
         async with open_registry(found) as registry:
-            state: Mapping[str, Any] = await in_time(found, registry.status)
+            state: Mapping[str, Any] = await in_time(found, registry, registry.status)
         if found.json:
             print_json(state)
         else:

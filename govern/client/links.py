@@ -41,6 +41,8 @@ class Links:
         """The address of this side of the newest stream."""
         self.failures: dict[Address, GovernError | OSError] = {}
         """Why each address did not work when it was tried last."""
+        self.unanswered = ""
+        """Where the node was looked for that had not answered when somebody gave up waiting last; empty when it was connected."""
         self._links: dict[ClientCore, Link] = {}
         self._bells: dict[object, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
@@ -178,6 +180,10 @@ class Links:
             return f"{whom} answered: nobody knows its address"
         tried = [f"{join_address(*address)} ({_reason(self.failures.get(address))})" for address in addresses]
         return f"{whom} answered: tried " + ", ".join(tried)
+
+    def note_unanswered(self, core: ClientCore | None) -> None:
+        """Somebody gives up waiting for the node of this core."""
+        self.unanswered = "" if core is not None and core.connected else self.explain(core)
 
     def lasting_refusal(self) -> GovernError | None:
         """The refusal of a node, when every address has refused this client for good; a later try would not help."""

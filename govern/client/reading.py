@@ -32,6 +32,8 @@ async def wait_answer(links: Links, *questions: Question, deadline: float = math
                 raise Unreachable(_explain(links, question))
     finally:
         for question in questions:
+            if not question.done:
+                links.note_unanswered(links.cores.where(question))
             links.cores.forget(question)
 
 

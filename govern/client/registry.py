@@ -79,6 +79,12 @@ class Registry:
         """The node that `status` is of: the one through which the client entered, or another one since that could not be reached."""
         return self._links.cores.entry.node_id
 
+    @property
+    def unanswered(self) -> str:
+        """For people, when a read was given up before it was answered: the node that was waited for last, and where it was looked for.
+        Empty when that node was connected all the same."""
+        return self._links.unanswered
+
     async def wait_connected(self) -> None:
         """Wait until it is `connected`. Raises `Stopped` when the registry was left."""
         await trio.lowlevel.checkpoint()
@@ -302,6 +308,8 @@ class Registry:
             cursor.skip()
             yield live_view
         finally:
+            if not cursor.view.ready:
+                self._links.note_unanswered(self._links.home(service))
             live_view.closed = True
             self._links.home(service).views.close(cursor)
             self._links.ring(cursor)

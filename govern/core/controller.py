@@ -136,11 +136,12 @@ class Controller:
         if isinstance(record, NodeJoined):
             self._hear(record.node_id)
             self._joined_us = self._lived_us
-            if self.alarms and 2 * sum(row.state == UP for row in self.meta.table.nodes) > len(self.meta.nodes):
-                self.alarms.clear()
         elif isinstance(record, NodeForgotten) and record.node_id not in self.meta.nodes:
             self._heard.pop(record.node_id, None)
             self._here.pop(record.node_id, None)
+        has_other_nodes = isinstance(record, NodeJoined | NodeForgotten)
+        if self.alarms and has_other_nodes and 2 * sum(row.state == UP for row in self.meta.table.nodes) > len(self.meta.nodes):
+            self.alarms.clear()  # most of those that are left are there: some came back, or others were forgotten
         self._settle_decisions()
 
     def withdraw(self, record: Record) -> None:

@@ -109,7 +109,7 @@ class Step:
 class _Peer:
     """What is known of one other node."""
 
-    address: str = ""  # empty: it is not dialled
+    address: str = ""  # one, or several separated by commas; empty: it is not dialled
     up: PeerLink | None = None
     dial: PeerLink | None = None  # under way, not yet up
     failures: int = 0  # in a row
@@ -130,8 +130,9 @@ class Peering:
     # --- whom to dial -------------------------------------------------------------------------------------------------------
 
     def set_peers(self, me: int, addresses: Mapping[int, str], now: float) -> None:
-        """Keep links to these nodes; oneself and those without an address are left out. A node that is not among them is dialled no more,
-        and a link that it has stays. One whose address is new is dialled there at once."""
+        """Keep links to these nodes; oneself and those without an address are left out. Several addresses of one node, separated by commas,
+        are tried in turn. A node that is not among them is dialled no more, and a link that it has stays. One whose address is new is
+        dialled there at once."""
         wanted = {node_id: address for node_id, address in addresses.items() if address and node_id != me}
         for node_id in list(self._peers):
             if node_id not in wanted:
@@ -149,7 +150,8 @@ class Peering:
         due: list[PeerLink] = []
         for node_id, peer in self._peers.items():
             if self._due_at(me, node_id, peer) <= now:
-                peer.dial = PeerLink(node_id, peer.address)
+                addresses = peer.address.split(",")
+                peer.dial = PeerLink(node_id, addresses[peer.failures % len(addresses)])
                 due.append(peer.dial)
         return due
 
@@ -169,7 +171,7 @@ class Peering:
         """A message on a link that is not up. When the link is up afterwards and this was no Hello, it is the first word of the other side
         and may say something. The side that dialled says its own Hello now, if the step is no refusal and no failure."""
         if isinstance(message, PeerRefused):
-            return Step(failure=f"the other side refused it: {message.code}, {message.text}")
+            return Step(failure=f"the other side refused it ({message.code}): {message.text}")
         if link.phase is Phase.OFFERED and not isinstance(message, PeerHello):
             return self._take_choice(link, now)
         if link.phase is not Phase.GREETING or not isinstance(message, PeerHello):
@@ -292,7 +294,9 @@ def judge(mine: PeerHello, other: PeerHello, expected: int | None) -> PeerRefuse
         return PeerRefused("identity", f"node {expected} was dialled, node {other.node_id} answered: check the addresses in `peers`")
     if _is_foreign(mine, other):
         return PeerRefused(
-            "cluster", f"node {mine.node_id} is of {mine.cluster_id.hex()}, node {other.node_id} of {other.cluster_id.hex()}"
+            "cluster",
+            f"node {mine.node_id} belongs to cluster {mine.cluster_id.hex()}, node {other.node_id} to another cluster, "
+            f"{other.cluster_id.hex()}: check `peers`; whichever is in the wrong one needs an empty data directory",
         )
     return None
 

@@ -108,6 +108,9 @@ class _Recovery:
         term_before = max(saved.hard.term, last.term if last else saved.snapshot.term)
         state, members = fold(saved)
         member = Member(node_id, self._identity.disk_id)
+        owners = [other.node_id for other in members if other.disk_id == member.disk_id]
+        if owners and node_id not in owners:
+            raise StorageError(f"{self._storage.name} is the data directory of node {owners[0]}, not of node {node_id}")
         snapshot = RaftSnapshot(index_before + INDEX_JUMP, term_before + INDEX_JUMP, (member,), (), state)  # V1
         await self._begin_anew(snapshot)
         return RecoverReport(

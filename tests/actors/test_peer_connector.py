@@ -356,7 +356,7 @@ def test_a_node_of_another_cluster_is_refused_and_the_log_says_it_once_a_minute(
     """It is never linked, from neither side, whoever dials; a node without a cluster is let in by both."""
     with caplog.at_level(logging.INFO, logger="govern.actors.peer_connector"):
         run(refuse_a_foreigner, seeds=1)
-    warned = [record.getMessage() for record in caplog.records if "refused: cluster" in record.getMessage()]
+    warned = [record.getMessage() for record in caplog.records if "refused (cluster)" in record.getMessage()]
     assert 2 <= len(warned) <= 8
     assert any(RED.hex() in line and BLUE.hex() in line for line in warned)
 

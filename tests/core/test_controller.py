@@ -329,6 +329,24 @@ def test_most_nodes_silent_together_is_an_alarm() -> None:
     assert apart.controller.alarms == []
 
 
+def test_an_alarm_ends_when_those_who_are_gone_are_forgotten() -> None:
+    """N9: a cluster that was made smaller is well, and says so. That its nodes were given up one after the other does not end it."""
+    lead = Leadership(configured=(1,))
+    lead.register(1)
+    lead.commit()
+    for node_id in (2, 3):
+        lead.register(node_id)
+    lead.commit()
+    lead.beat_all(6 * S, 1)
+    assert lead.controller.alarms == ["2 of 3 nodes fell silent together: look for what they share, such as the network or the power"]
+    lead.controller.forget(2, (1,), None)
+    lead.commit()
+    assert lead.controller.alarms
+    lead.controller.forget(3, (1,), None)
+    lead.commit()
+    assert lead.controller.degraded() == []
+
+
 def test_another_disk_is_taken_in_when_the_one_before_was_given_up() -> None:
     """N2, N3: only silence proves that the old process is gone. Its slots stay, unavailable, until the operator gives them up."""
     lead = assigned()

@@ -152,6 +152,20 @@ def test_the_list_of_nodes_may_change() -> None:
     assert (node.dial(), node.peering.next_due(5), repr(node.peering)) == ([], math.inf, "<Peering up=[] known=[]>")
 
 
+def test_several_addresses_of_one_node_are_tried_in_turn() -> None:
+    """The table and the configuration may say different things, and either may be the old one."""
+    peering = Peering(random.Random(1))
+    peering.set_peers(5, {1: "old:7401,new:7401"}, 0.0)
+    now, tried = 0.0, []
+    for _ in range(4):
+        (link,) = peering.take_due(5, now)
+        tried.append(link.address)
+        peering.end(link, now)
+        now = peering.next_due(5)
+    assert tried == ["old:7401", "new:7401", "old:7401", "new:7401"]
+    peering.validate()
+
+
 def test_ending_twice_is_ending_once() -> None:
     """The second end of a link changes nothing, also when there is a newer one."""
     node = One(2)

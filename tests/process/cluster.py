@@ -98,8 +98,8 @@ class Watch:
         self._cluster = cluster
         self.states: dict[int, Mapping[str, Any]] = {}
         """What each node said last; nothing of those that do not answer."""
-        self.reigns: dict[int, dict[int, None]] = {}
-        """Who was seen as controller, by term."""
+        self.reigns: dict[tuple[str, int], dict[int, None]] = {}
+        """Who was seen as controller, by cluster and term."""
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -131,7 +131,7 @@ class Watch:
     def _note(self, node_id: int, state: Mapping[str, Any]) -> None:
         self.states[node_id] = state
         if state["role"] == "controller":
-            self.reigns.setdefault(state["term"], {})[node_id] = None
+            self.reigns.setdefault((state["cluster_id"], state["term"]), {})[node_id] = None
 
     def says(self, node_id: int, field: str) -> Any:
         """A field of what a node said last; an empty text when it says nothing."""

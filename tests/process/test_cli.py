@@ -25,8 +25,10 @@ from .harness import NodeProgram, Program, Programs, free_port, wait_until
 INSTANCE_FIELDS = set(Instance(id="i", host="h", port=1, lease_id=LSN_ZERO, lsn=LSN_ZERO).to_json())
 STATUS_FIELDS = {"node_id", "cluster_id", "version", "role", "controller", "term", "table_version", "fresh", "mode", "sessions"}
 STATUS_FIELDS |= {"instances", "services", "subscriptions", "loop_lag_ms", "fsync_ms", "brakes", "degraded"}
-VERBS = ("serve", "register", "lookup", "watch", "services", "status", "config", "drain", "evict", "explain")
-VERBS += ("nodes", "table", "members", "transfer", "reset", "forget", "recover")
+VERBS = (
+    *("serve", "register", "lookup", "watch", "services", "status", "config", "drain", "evict", "explain"),
+    *("nodes", "table", "members", "transfer", "reset", "forget", "recover"),
+)
 
 
 # --- help -----------------------------------------------------------------------------------------------------------------------------

@@ -69,10 +69,27 @@ async def test_a_service_tested_against_a_crash_of_the_registry(programs: Progra
     assert "refused none" in crash.out
 
 
+async def test_a_cluster_from_three_files_survives_its_controller(programs: Programs, tmp_path: Path) -> None:
+    """The story of the three nodes ends by itself: all started, the controller was killed, and a service on another node was changed while
+    there was a new one."""
+    cluster = Program("cluster3", [sys.executable, str(EXAMPLES / "cluster3" / "start.py"), "--story"], tmp_path, programs.environment())
+    try:
+        assert await cluster.wait_exit(120) == 0, cluster.err
+    finally:
+        cluster.process.terminate()
+    lines = cluster.out.splitlines()
+    assert sum(" ready: clients 127.0.0.1:741" in line for line in lines) == 3
+    assert re.search(r"^All 16384 slots are assigned, [0-9.]+ s after", cluster.out, re.MULTILINE)
+    assert re.search(r"^Now node (\d) is killed with SIGKILL\.\nNode (?!\1)\d is the controller now\.$", cluster.out, re.MULTILINE)
+    assert lines[-1] == "Everything happened as it should."
+
+
 def test_every_example_is_run() -> None:
     """No example is left out of these tests and of ./check."""
     tests = [path.name for path in EXAMPLES.glob("test_*.py")]
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted((*PARTS, *STORIES, *tests))
     assert all(f"examples/{name}" in (REPOSITORY / "check").read_text() for name in tests)
+    assert sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "__pycache__") == ["cluster3"]
+    assert "examples/cluster3/start.py --story" in (REPOSITORY / "check").read_text()
     (names,) = re.findall(r"for example in ([a-z_ ]+); do", (REPOSITORY / "check").read_text())
     assert sorted(f"{name}.py" for name in names.split()) == sorted(STORIES)

@@ -10,7 +10,7 @@ import pytest
 
 from govern.errors import Corrupt, DirectoryInUse, NoSpace, StorageError, StorageFailed
 from govern.peer_messages import Entry, Member
-from govern.storage.directory import open_directory
+from govern.storage.directory import open_directory, read_identity
 from govern.storage.raft_log import RaftLog
 from govern.storage.raft_records import RaftSaved, RaftSnapshot, VoteState
 from govern.storage.recover import INDEX_JUMP, RecoverReport, force_new_cluster
@@ -148,6 +148,21 @@ async def test_who_was_never_a_candidate_with_a_log_is_refused() -> None:
     await other.lock()
     with pytest.raises(DirectoryInUse):
         await recover(storage)
+
+
+async def test_the_directory_of_another_node_is_refused() -> None:
+    """Who names the wrong node would get a cluster whose only voter is nobody."""
+    storage = await candidate(begun())
+    identity = await read_identity(storage)
+    assert identity is not None
+
+    def fold_as_node_2(saved: RaftSaved) -> tuple[bytes, tuple[Member, ...]]:
+        return fold(saved)[0], (*MEMBERS, Member(2, identity.disk_id))
+
+    with pytest.raises(StorageError, match="is the data directory of node 2, not of node 1"):
+        await force_new_cluster(storage, node_id=1, fold=fold_as_node_2, segment_bytes=SEGMENT_BYTES)
+    report = await force_new_cluster(storage, node_id=2, fold=fold_as_node_2, segment_bytes=SEGMENT_BYTES)
+    assert report.member == Member(2, identity.disk_id)
 
 
 async def test_a_full_disk_changes_nothing_that_matters() -> None:
