@@ -10,13 +10,18 @@ import pytest
 from trio.testing import MockClock
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"```python\n(import govern\.testing\n.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```python\n((?:import trio\n\n)?import govern\.testing\n.*?)```", re.DOTALL)
+TESTS = {
+    "README.md": ["test_the_list_outlives_the_registry"],
+    "docs/testing.md": ["test_the_list_outlives_the_registry", "test_nobody_notices_a_new_controller"],
+}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/testing.md"])
-async def test_the_example_of_the_testing_tools_runs(page: str, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize(("page", "number"), [(page, number) for page, tests in TESTS.items() for number in range(len(tests))])
+async def test_the_example_of_the_testing_tools_runs(page: str, number: int, autojump_clock: MockClock) -> None:
     """It is there, and passes when it is pasted into a file."""
-    (source,) = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    sources = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    assert len(sources) == len(TESTS[page])
     names: dict[str, Any] = {}
-    exec(compile(source, page, "exec"), names)
-    await names["test_the_list_outlives_the_registry"](autojump_clock)
+    exec(compile(sources[number], page, "exec"), names)
+    await names[TESTS[page][number]](autojump_clock)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import trio
@@ -210,7 +211,7 @@ class Election:
                 snapshot = Snapshot(SnapshotMeta(mail.base, 0, Membership()), b"")
                 first = Entry(mail.base + 1, 1, VOTERS, Membership.of(mail.voters, ()).pack())
                 entries = [first, Entry(mail.base + 2, 1, DATA, mail.record)]
-            await self._log.begin(hard, snapshot, entries)
+            await self._until_there_is_space(partial(self._log.begin, hard, snapshot, entries))
             self._make_core(hard, snapshot, entries)
             while self._early:
                 await self._take(self._early.popleft())
@@ -308,7 +309,7 @@ class Election:
             self._writing = trio.Event()
             if self._write is not None:
                 self.unwritten_since = trio.current_time()
-                await self._until_there_is_space(self._write)
+                await self._until_there_is_space(partial(self._log.write, self._write))
                 self.unwritten_since = 0.0
                 assert self.core is not None
                 self._write = None
@@ -319,10 +320,10 @@ class Election:
             if self._to_save is not None and self._write is None:
                 await self._save()
 
-    async def _until_there_is_space(self, write: Write) -> None:
+    async def _until_there_is_space(self, write: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                await self._log.write(write)
+                await write()
                 return
             except NoSpace as error:
                 _log.warning("the metadata log waits for space on the disk: %s", error)

@@ -116,7 +116,6 @@ class Standing:
             self._avoided[self._target] = now_us + AVOID_US
             self._asked_us = None  # whoever is asked next, be it the same again for want of another, has its own time to answer
             self._choose(now_us)
-            self._asked_us = None  # where there is no other candidate the same one is asked anew, and has its second again
         if now_us < self._send_us:
             return
         self._send_us = now_us + (HEARTBEAT_US if self.is_registered else REFUSED_US if self.refusal else REGISTER_US)

@@ -9,8 +9,8 @@ C1  every client is connected, and every registration that it holds is held by i
 C2  the nodes hold nothing else (46): the dead are gone;
 C3  every open view is that of its node: the same lsn, the same instances, not stale (45, 49);
 C4  every node runs and says nothing is degraded (49);
-C5  one node is the controller and all know it (41), every slot has one node that acts for it (42), nothing that was proposed waits (47), and
-    all candidates have the same metadata (48);
+C5  one node is the controller and all know it (41), every slot has one node that acts for it (42), nothing that was proposed waits
+    (47), and all candidates have the same metadata (48);
 
 and it stays so until the run is over; by then every operation has come to an end.
 
@@ -75,8 +75,8 @@ class Report:
         ends = ", ".join(f"{count} {end}" for end, count in sorted(self.ends.items()))
         faults = ", ".join(f"{count} {fault}" for fault, count in sorted(self.faults.items())) or "no faults"
         return (
-            f"{self.operations} operations ({ends}), {self.commits} commits, {self.sights} sights, {self.lives} lives of {self.nodes} nodes,"
-            f" {self.terms} terms; healed after {self.healed_after:.1f} s; {faults}"
+            f"{self.operations} operations ({ends}), {self.commits} commits, {self.sights} sights, {self.lives} lives of {self.nodes}"
+            f" nodes, {self.terms} terms; healed after {self.healed_after:.1f} s; {faults}"
         )
 
 
@@ -219,7 +219,9 @@ def _find_in_cluster(nodes: Mapping[int, Node]) -> str | None:
     if len(controllers) != 1:
         return f"41: the controllers are {controllers}"
     leading = nodes[controllers[0]]
-    assert leading._manager.controller is not None and leading._election is not None and leading._election.core is not None
+    assert leading._manager.controller is not None
+    assert leading._election is not None
+    assert leading._election.core is not None
     for node_id, node in nodes.items():
         if node.status()["degraded"]:
             return f"49: node {node_id} is degraded: {node.status()['degraded']}"

@@ -395,7 +395,8 @@ class Nemesis:
 
     async def _nodes_slow(self, chance: random.Random) -> None:
         for _ in range(chance.randint(1, len(self._nodes))):
-            self._world.network.slow(*self._two_nodes(chance), chance.choice((0.05, 0.5, 2.0)))
+            one, other = self._two_nodes(chance)
+            self._world.network.slow(one, other, chance.choice((0.05, 0.5, 2.0)))
         await self._last(chance)
         self._world.network.heal()
 

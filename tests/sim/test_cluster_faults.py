@@ -7,6 +7,7 @@ slot with two nodes, no lease that nobody lent.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -17,6 +18,11 @@ from govern.testing import simulate
 from govern.testing.world import PORT
 
 from .stage import Stage, open_stage
+
+
+def deep(value: object) -> Any:
+    """A parameter for when there is time."""
+    return pytest.param(value, marks=pytest.mark.deep)
 
 
 def play(seed: int, scenario: Callable[[Stage], Awaitable[None]], nodes: int = 3, candidates: int | None = None) -> None:
@@ -112,12 +118,15 @@ async def the_majority_is_gone(stage: Stage) -> None:
                 await trio.sleep(0.5)
                 assert [each.id for each in view.instances] == ["dead", "new", "old"]
                 await stage.cluster.kill("dying")
-                await trio.sleep(20)
+                await trio.sleep(12)
                 assert len(await viewer.lookup(service)) == 3, "nothing expires"
                 status = stage.node(left).status()
                 assert not status["fresh"]
                 (line,) = [line for line in status["degraded"] if "controller" in line]
-                assert "of 3 cannot be reached" in line and "nothing expires" in line and "\n" not in line
+                assert "cannot be reached" in line
+                assert "2 of 3 must agree" in line
+                assert "does not expire" in line
+                assert "\n" not in line
                 for name in stage.others(left):
                     await stage.cluster.restart(name)
                 await trio.sleep(16)
@@ -176,7 +185,7 @@ async def a_link_flaps(stage: Stage) -> None:
     """Two seconds on, two off, between the controller and another candidate: no election, no node without a lease (row 18)."""
     controller, term = stage.controller, stage.term
     other = stage.others(controller)[0]
-    for _ in range(5):
+    for _ in range(3):
         stage.cluster.partition(controller, other)
         await trio.sleep(2)
         stage.cluster.heal()
@@ -185,7 +194,7 @@ async def a_link_flaps(stage: Stage) -> None:
     assert (stage.controller, stage.term) == (controller, term)
 
 
-@pytest.mark.parametrize("middle", [0, 1, 2])
+@pytest.mark.parametrize("middle", [deep(0), 1, deep(2)])
 def test_candidates_in_a_line(middle: int) -> None:
     """A–B–C, whoever is the controller: there is one within three seconds, and terms grow by two at most (row 17)."""
 
@@ -212,7 +221,7 @@ def test_a_flapping_link_elects_nobody() -> None:
     play(5, a_link_flaps)
 
 
-@pytest.mark.parametrize("to_controller", [True, False], ids=["towards the controller", "from the controller"])
+@pytest.mark.parametrize("to_controller", [True, deep(False)], ids=["towards the controller", "from the controller"])
 def test_one_way_loss(to_controller: bool) -> None:
     """A node that does not reach the controller, or is not reached, goes through another candidate and is not given up (rows 14 and 15)."""
 
@@ -226,12 +235,14 @@ def test_one_way_loss(to_controller: bool) -> None:
             assert stage.node(node).status()["fresh"], trio.current_time()
         assert stage.controller == controller
         row = stage.node(controller)._manager.meta.table.node(4)
-        assert row is not None and row.state == "up"
+        assert row is not None
+        assert row.state == "up"
 
     play(2, one_way, nodes=4)
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.deep), pytest.param(3, marks=pytest.mark.deep)])
+@pytest.mark.deep
+@pytest.mark.parametrize("seed", range(1, 6))
 def test_partitions_of_every_kind(seed: int) -> None:
     """Halves, one way or both, drawn anew each two seconds, between five nodes: the checkers look; then all agree again."""
 
@@ -250,7 +261,7 @@ def test_partitions_of_every_kind(seed: int) -> None:
     play(seed, partitions, nodes=5)
 
 
-@pytest.mark.parametrize("nodes", [1, 3, 7])
+@pytest.mark.parametrize("nodes", [1, 3, deep(7)])
 def test_a_cold_start_takes_three_seconds(nodes: int) -> None:
     """Until every slot has its node, and no two nodes differ by more than one."""
 
@@ -270,7 +281,7 @@ def test_a_node_that_joins_later_is_listed_without_slots() -> None:
 
     async def join(stage: Stage) -> None:
         peers = stage.node("node1").config.peers
-        keys = {"node_id": 9, "peers": peers, "peer_listen": "0.0.0.0:7401", "advertise": "node9", "candidate": False}
+        keys: dict[str, Any] = {"node_id": 9, "peers": peers, "peer_listen": "0.0.0.0:7401", "advertise": "node9", "candidate": False}
         node = await stage.world.start("node9", **keys)
         with trio.fail_after(3):
             while not node.status()["fresh"]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from .cluster_mutants import MUTANTS, Mutant, find
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def deep(mutant: Mutant) -> Any:
+    """One for when there is time."""
+    return pytest.param(mutant, marks=pytest.mark.deep)
+
+
+@pytest.mark.parametrize("mutant", [mutant if mutant.short else deep(mutant) for mutant in MUTANTS], ids=lambda mutant: mutant.name)
 def test_every_mutant_is_found(mutant: Mutant) -> None:
     """Within the number of seeds that is stated."""
     found = find(mutant)

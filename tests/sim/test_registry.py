@@ -152,3 +152,24 @@ def test_a_scenario_repeats_step_by_step() -> None:
     """The same seed gives the same trace of steps, another one another trace."""
     first, second, other = (simulate(seed, the_dead_go_and_only_they, horizon=120) for seed in (3, 3, 4))
     assert first.trace == second.trace != other.trace
+
+
+def test_a_disk_that_was_slow_once_is_no_complaint_for_ever() -> None:
+    """Nothing is written any more, so no later fsync can say that it is well again."""
+
+    async def scenario(seed: int) -> None:
+        async with open_world(seed) as world:
+            node = await world.start()
+            disk = world.machines["node1"].disk
+            assert disk is not None
+            disk.latency_seconds = (1.0, 1.0)
+            environment = world.environment(world.machine("c1", memory=True))
+            async with govern.connect(f"node1:{PORT}", environment=environment) as registry:
+                async with registry.register("orders", port=80, id="o1", ephemeral=False):
+                    (line,) = node.status()["degraded"]
+                    assert "the disk is slow" in line
+                disk.latency_seconds = (0.0, 0.0)
+                await trio.sleep(11)
+                assert node.status()["degraded"] == []
+
+    simulate(1, scenario)

@@ -22,7 +22,7 @@ def test_seed(seed: int) -> None:
 @pytest.mark.parametrize(("seed", "nodes"), CLUSTERS)
 def test_cluster_seed(seed: int, nodes: int) -> None:
     """The same for clusters, shorter: a simulated second of three nodes costs as much as six of one."""
-    assert run_seed((seed, 45.0, nodes)).failure == ""
+    assert run_seed((seed, 40.0, nodes)).failure == ""
 
 
 @pytest.mark.deep
