@@ -36,7 +36,7 @@ def nodes(found: argparse.Namespace) -> int:
             rows, is_whole = await _nodes(found, registry)
         if found.json:
             print_json(rows)
-        else:
+        elif rows:
             _print_rows(
                 ("NODE", "CLIENTS", "PEERS", "CANDIDATE", "STATE", "PRIMARIES", "COPIES"),
                 [

@@ -47,7 +47,7 @@ async def in_time(found: argparse.Namespace, registry: Registry, read: Callable[
     with trio.move_on_after(found.timeout):
         return await read()
     if registry.unanswered:
-        raise NotInTime(f"{registry.unanswered}, for {found.timeout:g} s")
+        raise NotInTime(f"{registry.unanswered}; given up after {found.timeout:g} s")
     raise NotInTime(f"the registry did not answer within {found.timeout:g} s")
 
 

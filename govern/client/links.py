@@ -42,7 +42,8 @@ class Links:
         self.failures: dict[Address, GovernError | OSError] = {}
         """Why each address did not work when it was tried last."""
         self.unanswered = ""
-        """Where the node was looked for that had not answered when somebody gave up waiting last; empty when it was connected."""
+        """Of whoever gave up waiting last: where the node was looked for that had not answered, or why it could not; empty when it was
+        connected and said nothing."""
         self._links: dict[ClientCore, Link] = {}
         self._bells: dict[object, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
@@ -181,9 +182,9 @@ class Links:
         tried = [f"{join_address(*address)} ({_reason(self.failures.get(address))})" for address in addresses]
         return f"{whom} answered: tried " + ", ".join(tried)
 
-    def note_unanswered(self, core: ClientCore | None) -> None:
-        """Somebody gives up waiting for the node of this core."""
-        self.unanswered = "" if core is not None and core.connected else self.explain(core)
+    def note_unanswered(self, core: ClientCore | None, delay: str = "") -> None:
+        """Somebody gives up waiting for the node of this core, which has said why it does not answer yet, or nothing."""
+        self.unanswered = delay.removesuffix("; try again") if core is not None and core.connected else self.explain(core)
 
     def lasting_refusal(self) -> GovernError | None:
         """The refusal of a node, when every address has refused this client for good; a later try would not help."""

@@ -33,7 +33,7 @@ async def wait_answer(links: Links, *questions: Question, deadline: float = math
     finally:
         for question in questions:
             if not question.done:
-                links.note_unanswered(links.cores.where(question))
+                links.note_unanswered(links.cores.where(question), question.delay)
             links.cores.forget(question)
 
 

@@ -51,6 +51,8 @@ class Question(Request):
     pinned: bool = False
     """It is for this node and for no other (Q3)."""
     sent: bool = False
+    delay: str = ""
+    """Why it was not answered when it was asked last, in the words of the node; it is asked again."""
     rows: int = 0
     """Of a table, so far."""
 
@@ -188,7 +190,7 @@ class Reads:
 
     def _refused(self, question: Question, message: Refused, now: float) -> None:
         if message.code == UNASSIGNED:
-            question.sent = False
+            question.sent, question.delay = False, message.text
             self._retries.set(question, now + self._outbox.pause(message))
         elif message.code == STOPPING:
             question.sent = False  # the next connection asks again

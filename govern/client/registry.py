@@ -81,8 +81,8 @@ class Registry:
 
     @property
     def unanswered(self) -> str:
-        """For people, when a read was given up before it was answered: the node that was waited for last, and where it was looked for.
-        Empty when that node was connected all the same."""
+        """For people, when a read was given up before it was answered: the node that was waited for last and where it was looked for, or
+        what it said of itself. Empty when it was connected and said nothing."""
         return self._links.unanswered
 
     async def wait_connected(self) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import msgpack
 
-from ..errors import DiskFull, Gone, Invalid, Overloaded, Rejected, RemoteProtocolError
+from ..errors import DiskFull, Gone, Invalid, Overloaded, Rejected, RemoteProtocolError, Unassigned
 from ..messages import (
     HEARTBEAT_LOADING,
     HEARTBEAT_OK,
@@ -73,7 +73,7 @@ from .explain import explain
 from .history import CONNECTED, DISCONNECTED, History
 from .limits import Limits
 from .links import Gate, Link
-from .ownership import Ownership
+from .ownership import UNASSIGNED_RETRY_SECONDS, Ownership
 from .requests import Identity, Word, Write
 from .resync import answer_resync
 from .sessions import Session, Sessions, Silent
@@ -366,6 +366,8 @@ class Dispatch:
         self._subscriptions.remove(link, message.service)
 
     def _services(self, link: Link, message: Services, request_id: int) -> None:
+        if not self._ownership.table.assigned_count:  # a cluster that is not formed yet is not empty (RE2)
+            raise Unassigned("no slot is assigned to a node yet; try again", UNASSIGNED_RETRY_SECONDS)
         rows = list(self._shard.service_rows(check_namespace(message.namespace) if message.namespace else ""))
         for start in range(0, max(1, len(rows)), PAGE_ITEMS_MAX):
             page = ServiceList(start + PAGE_ITEMS_MAX < len(rows), rows[start : start + PAGE_ITEMS_MAX])

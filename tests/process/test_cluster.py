@@ -300,7 +300,7 @@ async def check_words_without_majority(cluster: Cluster, table: Table, last: int
         code, out, err = await cluster.programs.run(verb, lost, "--timeout", "2", connect=cluster.clients[last])
         assert (code, out) == (3, "")
         assert err.startswith(f"govern: node {gone[0]} has not answered: tried {cluster.clients[gone[0]]} ("), err
-        assert err.endswith("), for 2 s\n"), err
+        assert err.endswith("); given up after 2 s\n"), err
     running = {
         words: cluster.programs.govern(*words.split(), connect=cluster.clients[last])
         for words in ("nodes", "nodes --json", "table", "members remove 1", "transfer", "reset 1", "forget 1")
