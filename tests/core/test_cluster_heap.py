@@ -164,7 +164,7 @@ def given_up_too_early(patch: pytest.MonkeyPatch) -> None:
 
     def mutant(self: Controller, *args: Any, **options: Any) -> None:
         init(self, *args, **options)
-        self._heard = dict.fromkeys(self._heard, -2_000_000)
+        self._heard = dict.fromkeys(self._heard, -3_000_000)
 
     patch.setattr(Controller, "__init__", mutant)
 
@@ -222,7 +222,7 @@ MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], int]] = [
     (lower_boot_accepted, 50),
     (another_disk_at_once, 30),
     (previous_leader_literally, 30),
-    (given_up_too_early, 80),
+    (given_up_too_early, 20),
     (silence_shorter_than_the_lease, 20),
     (intact_copies_replaced, 10),
     (former_disks_not_in_the_snapshot, 50),
