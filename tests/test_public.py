@@ -9,9 +9,9 @@ import sys
 import govern
 
 PUBLIC = """
-Change Config ConfigError DiskFull Drained Evicted Explanation Gone GovernError Indeterminate Instance Invalid LiveView Lsn Node
-NodeFailed Overloaded ProtocolError Registration Registry Rejected ServiceInfo ServiceKey Status Stopped StorageError Superseded
-Unreachable __version__ connect open_node
+Change Config ConfigError DiskFull Drained Evicted Explanation Gone GovernError Indeterminate Instance Invalid LiveView Lsn NoController
+Node NodeFailed Overloaded ProtocolError Registration Registry Rejected ServiceInfo ServiceKey Status Stopped StorageError Superseded
+Unassigned Unreachable __version__ connect open_node
 """
 
 

@@ -442,8 +442,7 @@ class SlotManager:
         if not led.serving:
             self.controller = None
         elif self.controller is None:
-            configured = self._myself.initial or (self._myself.node_id,)
-            self.controller = Controller(self.meta, self._myself.member, now_us, configured, previous=led.previous)
+            self.controller = Controller(self.meta, self._myself.member, now_us, self._myself.initial, previous=led.previous)
         self._administration.leader_changed(self)
 
     # --- messages -----------------------------------------------------------------------------------------------------------

@@ -106,6 +106,7 @@ class Link:
         self.failed = True
         self._links.failures[address] = failure
         self._links.cores.failed(self.core)
+        self.core.views.disconnected()  # also when there never was a connection: whoever waits for a list takes that of the cache now
         self.core.outbox.tell(self.core)
         self._links.flush(self.core)
         if self._greeted_at < math.inf and self._links.cores.knows_address(self.core):

@@ -63,8 +63,8 @@ class Decided:
 
 
 class Controller:
-    """Decides, on the leader. `previous` is the leader before, if that was another node, and when something was last heard from it
-    (`now_us` of the last Append)."""
+    """Decides, on the leader. `configured` are the nodes that the first assignment waits for: none for a node that is alone. `previous` is
+    the leader before, if that was another node, and when something was last heard from it (`now_us` of the last Append)."""
 
     def __init__(
         self, meta: MetaState, me: Member, now_us: int, configured: Sequence[int], *, previous: tuple[int, int] | None = None
@@ -341,7 +341,7 @@ class Controller:
             return []
         ready = [row.node_id for row in self.meta.table.nodes if row.state == UP and row.node_id in self._here]
         complete = all(node_id in ready for node_id in self._configured)
-        quiet = len(self._configured) == 1 or self._lived_us - self._joined_us >= QUIET_US
+        quiet = not self._configured or self._lived_us - self._joined_us >= QUIET_US
         if not ready or not (self._lived_us >= FIRST_WAIT_US or (complete and quiet)):
             return []
         return spread(free_ranges(self.meta.table.runs), ready)

@@ -164,7 +164,7 @@ def given_up_too_early(patch: pytest.MonkeyPatch) -> None:
 
     def mutant(self: Controller, *args: Any, **options: Any) -> None:
         init(self, *args, **options)
-        self._heard = dict.fromkeys(self._heard, -2_000_000)
+        self._heard = dict.fromkeys(self._heard, -3_000_000)
 
     patch.setattr(Controller, "__init__", mutant)
 

@@ -132,7 +132,7 @@ def test_nodes_join_and_share_the_slots() -> None:
 
 def test_a_cluster_of_one_does_not_wait() -> None:
     """Nobody else is expected."""
-    lead = Leadership(configured=(1,))
+    lead = Leadership(configured=())
     lead.register(1)
     assert [type(record) for record in lead.commit()] == [NodeJoined, SlotBatch]
     (answer,) = lead.controller.take_answers()
@@ -331,7 +331,7 @@ def test_most_nodes_silent_together_is_an_alarm() -> None:
 
 def test_an_alarm_ends_when_those_who_are_gone_are_forgotten() -> None:
     """N9: a cluster that was made smaller is well, and says so. That its nodes were given up one after the other does not end it."""
-    lead = Leadership(configured=(1,))
+    lead = Leadership(configured=())
     lead.register(1)
     lead.commit()
     for node_id in (2, 3):

@@ -93,7 +93,7 @@ MUTANTS = [
     Mutant(strangers_are_told_of, HISTORY, 20),
     Mutant(liveness.all_differences_are_unknown, PAGES, 30),
     Mutant(liveness.any_other_holder_has_won, PAGES, 30),
-    Mutant(liveness.the_barred_are_not_told, PAGES, 60),
+    Mutant(liveness.the_barred_are_not_told, PAGES, 300),
     Mutant(liveness.every_page_names_the_extra, PAGES, 60),
 ]
 
