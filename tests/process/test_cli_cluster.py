@@ -12,7 +12,7 @@ import pytest
 from govern.cli.parser import run
 from govern.cli.reads import _state_lines
 
-from .harness import Programs, free_port
+from .harness import Programs, free_port, free_ports
 
 NODES_FIELDS = {"node_id", "clients", "peers", "candidate", "voter", "state", "primaries", "copies", "controller"}
 TABLE_FIELDS = {"first", "last", "primary", "copies", "in_sync", "term"}
@@ -107,6 +107,27 @@ def test_a_registry_that_is_not_there(words: str, capsys: pytest.CaptureFixture[
     out, err = capsys.readouterr()
     assert (code, out, len(err.splitlines())) == (3, "", 1), err
     assert nobody in err
+
+
+async def test_a_cluster_that_is_not_formed_yet_does_not_look_empty(programs: Programs) -> None:
+    """One of three has started. Reads say what they wait for, `status` whom, and nothing is called empty."""
+    ports = free_ports(3)
+    peers = ",".join(f"{node_id}=127.0.0.1:{port}" for node_id, port in enumerate(ports, 1))
+    node = await programs.node("--peers", peers)
+    expected = {
+        "lookup orders": (3, r"slot \d+ of default/orders is not assigned to a node yet; given up after 1 s"),
+        "services": (3, r"no slot is assigned to a node yet; given up after 1 s"),
+        "nodes": (1, r"there is no controller now; this is what node 1 knows"),
+        "table": (1, r"16384 slots belong to nobody yet"),
+        "status": (1, ""),
+    }
+    asked = {words: programs.govern(*words.split(), "--timeout", "1", connect=node.address) for words in expected}
+    for words, program in asked.items():
+        code, text = expected[words]
+        assert await program.wait_exit() == code, (words, program.err)
+        assert re.fullmatch(f"govern: {text}\n" if text else "", program.err), program.err
+        assert bool(program.out) == (words == "status"), program.out
+    assert re.search(r"^degraded +the cluster is not formed yet: no link to nodes 2, 3$", asked["status"].out, re.MULTILINE)
 
 
 async def test_a_node_says_what_is_wrong_with_its_peers(programs: Programs) -> None:
