@@ -225,11 +225,11 @@ class Supervisor:
             _close_mailboxes(life.child)
         if error is None:
             return
-        if self._fatal is not None:  # V5
-            logger.error("%s: %s failed while the others were stopping", self.name, life.child.name, exc_info=error)
-            return
         if self._stopping and isinstance(error, Stopped):  # it spoke to a child on its right that is gone already, just before its own turn
             logger.info("%s: %s ended early: %s", self.name, life.child.name, error)
+            return
+        if self._fatal is not None:  # V5
+            logger.error("%s: %s failed while the others were stopping", self.name, life.child.name, exc_info=error)
             return
         self._fatal = error
         if life.was_up and not isinstance(unwrap(error), GovernError):

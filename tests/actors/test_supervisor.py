@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -631,3 +632,32 @@ async def running(tree: Supervisor) -> AsyncIterator[Result]:
     async with trio.open_nursery() as nursery:
         await nursery.start(result.watch, tree)
         yield result
+
+
+async def test_a_child_that_speaks_to_one_that_is_gone_is_no_second_failure(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tree stops for the error of a child on the right, and the one on the left still posts to the one between: no error to tell."""
+    middle = Mailbox[int]("middle", capacity=1)
+
+    async def left(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(1)
+            await middle.put(1)
+
+    async def steady(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def right(*, task_status: trio.TaskStatus[None]) -> None:
+        raise OSError("the address is in use")
+
+    tree = [
+        Child(name="left", run=left, restart=Restart.VITAL, grace_seconds=5.0),
+        Child(name="middle", run=steady, restart=Restart.VITAL, grace_seconds=5.0, mailboxes=[middle]),
+        Child(name="right", run=right, restart=Restart.VITAL, grace_seconds=5.0),
+    ]
+    with caplog.at_level(logging.INFO), pytest.raises(OSError, match="in use"):
+        await Supervisor("tree", tree, random=random.Random(1)).run()
+    assert [record.levelname for record in caplog.records if "left" in record.getMessage()] == ["INFO"]

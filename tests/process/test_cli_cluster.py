@@ -155,7 +155,8 @@ async def test_a_node_says_what_is_wrong_with_its_peers(programs: Programs) -> N
         for program, code, text in asked:
             assert await program.wait_exit() == code, (program.process.args, program.err)
             assert program.out == ""
-            (line,) = [line for line in program.err.splitlines() if " info " not in line]
+            *before, line = program.err.splitlines()
+            assert all(re.match(r"\d{4}-\d\d-\d\dT\S+ (info|warning) ", each) for each in before), program.err  # what it logged on its way
             assert re.search(text, line), line
 
 
