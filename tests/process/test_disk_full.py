@@ -16,14 +16,14 @@ from govern.errors import DiskFull
 
 from .harness import Programs
 
-DISK_BYTES = 1024 * 1024
+DISK_BYTES = 6 * 1024 * 1024  # a candidate's log begins with two segments of one MiB
 SEGMENT_BYTES = 64 * 1024
 REGISTRATIONS_MAX = 5_000
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one MiB."""
+    """A file system of six MiB."""
     place = tmp_path / "disk"
     place.mkdir()
     if sys.platform != "linux" or os.geteuid() != 0:
