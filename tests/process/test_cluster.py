@@ -256,6 +256,7 @@ async def test_a_controller_that_stood_still_steps_down(programs: Programs) -> N
 # --- without a majority -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.deep
 async def test_without_a_majority_everything_goes_on_and_nothing_expires(programs: Programs) -> None:
     """Two of three candidates are killed. On the third lookups, heartbeats, pushes and registrations go on, and a client that is killed
     meanwhile stays registered. `status` says in one line what is the matter and ends with 1, `nodes` shows what is known. When the others

@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 
+import pytest
 import trio
 
 from govern.client import connect
@@ -53,6 +54,7 @@ async def join(cluster: Cluster, watch: Watch, *node_ids: int) -> None:
         await wait_until(lambda node_id=node_id: watch.says(node_id, "fresh"), f"node {node_id} to be registered")  # type: ignore[misc]
 
 
+@pytest.mark.deep
 async def test_a_cluster_grows_from_one_to_five_and_shrinks_again(programs: Programs) -> None:
     """A node with data becomes three and five candidates and then one again; what it holds is there all the time. Wrong steps are refused
     in one line that says what to do, unwise numbers of voters are warned of."""

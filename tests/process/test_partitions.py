@@ -81,6 +81,7 @@ async def check_one_way(watch: Watch, network: Network, first: int, second: int)
     await watch.wait_well()
 
 
+@pytest.mark.deep
 async def test_a_flapping_link_does_not_drive_terms_up(programs: Programs) -> None:
     """A link between the controller and another node that works two seconds and does not work for two: the third hears both, so there
     is no reason for elections. Then the link between the two others."""

@@ -17,7 +17,7 @@ from .differences import find_difference, record_steps
 from .episode import run_episode
 from .options import CLUSTER_FAULTS, FAULTS, draw_options
 
-SECONDS = 60.0
+SECONDS = 45.0
 SEED = next(seed for seed in range(100) if draw_options(seed).faults == FAULTS)
 """The first seed with all faults."""
 CLUSTER_SEED = next(seed for seed in range(100) if draw_options(seed, nodes=3).cluster_faults == CLUSTER_FAULTS)
