@@ -201,7 +201,16 @@ class DirectoryStorage:
 
     async def list(self) -> Sequence[str]:
         """The names of everything in the directory but the door's own lock."""
-        names = await self.in_thread("listing files", lambda: os.listdir(self._directory))
+
+        def list_() -> list[str]:
+            # A descriptor of its own: those that are duplicated share one place in the directory, and two threads would miss names.
+            descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._directory)
+            try:
+                return os.listdir(descriptor)
+            finally:
+                os.close(descriptor)
+
+        names = await self.in_thread("listing files", list_)
         return sorted(name for name in names if name not in (LOCK_NAME, PROBE_NAME))
 
     async def create(self, name: str, size: int) -> DirectoryFile:

@@ -326,3 +326,22 @@ async def test_a_full_file_system_leaves_no_file(tmp_path: pathlib.Path, monkeyp
         await file.write(0, b"x")
     await file.close()
     await storage.unlock()
+
+
+async def test_several_list_at_once_and_each_sees_everything(twin: RealTwin | SimulatedTwin) -> None:
+    """Two logs begin to load at the same moment. Whoever shared a place in the directory with somebody else would miss files, and take a
+    log that is there for one that was never begun."""
+    await twin.storage.lock()
+    names = [f"file-{number:03}" for number in range(100)]
+    for name in names:
+        await (await twin.storage.create(name, 0)).close()
+    seen: list[list[str]] = []
+
+    async def look() -> None:
+        for _ in range(50):
+            seen.append(list(await twin.storage.list()))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(look)
+    assert [each for each in seen if each != names] == []
