@@ -10,8 +10,9 @@ G1  It waits for nobody: what it asks for comes back as mail, and what must be w
     something into its mailbox never waits for long.
 G2  A message for this node itself takes the same way as one for another, without a link. So the controller is a node like any other.
 G3  A cluster id becomes this node's only when it is durable. The file with the table is written first; then, where a cluster is formed,
-    its log; the identity last. So a directory with an id and without that file is one from before there were clusters, and one with a
-    log and without an id was about to form the cluster that the file names.
+    its log; the identity last. So a directory that was made with an id, and has neither that file nor a log, is one from before there
+    were clusters, and one with a log and without an id was about to form the cluster that the file names. A directory that was made
+    without an id never begins a log for the cluster it has joined: that exists elsewhere, also when the file is lost.
 G4  A record that cannot be applied ends the node: its state would not be that of the others any more.
 G5  A table comes from the own log or from a candidate, and never replaces a newer one (`Ownership` sees to it).
 """
@@ -94,6 +95,10 @@ class ClusterFiles(Protocol):
     @property
     def cluster_id(self) -> bytes:
         """The cluster this directory belongs to; 16 zero bytes while it belongs to none."""
+
+    @property
+    def was_made_with_cluster(self) -> bool:
+        """Whether it belonged to that cluster from the first moment on: the cluster of one that this node was."""
 
     async def load(self) -> tuple[bytes, Table] | None:
         """The cluster and the table that were kept last; None when none ever was. Raises `Corrupt`."""
@@ -231,7 +236,7 @@ class SlotManager:
             self._follow(kept[1])
         self._set_peers()
         if self.bootstrap.has_cluster and self._election is not None and not has_log:
-            if kept is not None:
+            if kept is not None or not self._files.was_made_with_cluster:
                 self._election_mailbox.post(Join())
             else:
                 record = ClusterInit(self.cluster_id).pack()
