@@ -30,7 +30,7 @@ import trio
 
 from ..core.bootstrap import Adopt, Bootstrap
 from ..core.controller import Controller
-from ..core.meta import ClusterInit, MetaState
+from ..core.meta import ClusterInit, MetaState, unpack_record
 from ..core.ownership import Ownership
 from ..core.raft.types import DATA
 from ..core.requests import Identity
@@ -72,6 +72,7 @@ from .mail import (
     MembersChanged,
     Propose,
     StoreLoaded,
+    Unproposed,
     Words,
 )
 from .runtime import Mailbox, MailboxFull
@@ -85,6 +86,8 @@ TABLE_ASK_SECONDS: Final = 0.5
 """A table that was asked for and did not come is asked for again after so long."""
 
 RETRY_SECONDS: Final = 1.0
+PROPOSE_AGAIN_SECONDS: Final = 0.1
+"""Records that found no room in the log are decided anew after so long: at once they would only be refused again."""
 
 _log = logging.getLogger(__name__)
 
@@ -201,6 +204,8 @@ class SlotManager:
         self._table_asked_at = -math.inf
         self._entries_since = 0
         self._bytes_since = 0
+        self._term = 0  # in which the controller, if there is one, leads
+        self._propose_at = -math.inf  # not before
 
     @property
     def cluster_id(self) -> bytes:
@@ -273,6 +278,8 @@ class SlotManager:
                 _log.info("took over the metadata as of %d", index)
             case Led():
                 self._note_leader(mail, now_us)
+            case Unproposed(records):
+                self._withdraw(records)
             case Formed():
                 self._adopt(self.cluster_id if self._forming is None else self._forming[0])
             case StoreLoaded():
@@ -433,20 +440,31 @@ class SlotManager:
             self.deliver(node_id, TablePart(*attrs.astuple(page, recurse=False)))
 
     def _propose(self, controller: Controller) -> None:
+        if trio.current_time() < self._propose_at:
+            return
         records = controller.take_proposals()
         if not records:
             return
         try:
-            self._election_mailbox.post(Propose([record.pack() for record in records]))
+            self._election_mailbox.post(Propose(self._term, [record.pack() for record in records]))
         except MailboxFull:
             for record in records:
                 controller.withdraw(record)
+
+    def _withdraw(self, records: Sequence[bytes]) -> None:
+        """The election had no room for them: the controller decides anew, a moment later. A change of the leadership would have been told
+        before, so they are those of this controller."""
+        self._propose_at = trio.current_time() + PROPOSE_AGAIN_SECONDS
+        if self.controller is not None:
+            for data in records:
+                self.controller.withdraw(unpack_record(data))
 
     def _note_leader(self, led: Led, now_us: int) -> None:
         self.leader = None if led.leader is None else led.leader.node_id
         if not led.serving:
             self.controller = None
-        elif self.controller is None:
+        elif self.controller is None or led.term != self._term:
+            self._term = led.term
             self.controller = Controller(self.meta, self._myself.member, now_us, self._myself.initial, previous=led.previous)
         self._administration.leader_changed(self)
 
@@ -490,7 +508,8 @@ class SlotManager:
             self._send_answers()
             return
         assert self._election is not None
-        answer = self.controller.heartbeat(message, now_us, self._election.has_lease(now_us))
+        has_lease = self._election.term == self._term and self._election.has_lease(now_us)  # not that of a later leadership
+        answer = self.controller.heartbeat(message, now_us, has_lease)
         if answer is not None:
             self._send_back(answer)
 
