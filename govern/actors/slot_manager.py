@@ -14,7 +14,9 @@ G3  A cluster id becomes this node's only when it is durable. The file with the 
     were clusters, and one with a log and without an id was about to form the cluster that the file names. A directory that was made
     without an id never begins a log for the cluster it has joined: that exists elsewhere, also when the file is lost.
 G4  A record that cannot be applied ends the node: its state would not be that of the others any more.
-G5  A table comes from the own log or from a candidate, and never replaces a newer one (`Ownership` sees to it).
+G5  A leader's own lease is measured on trio's clock, which stands still while the machine sleeps, and others are elected meanwhile. So
+    after a sleep nobody is lent a lease until that of before has certainly ended (rule N6).
+G6  A table comes from the own log or from a candidate, and never replaces a newer one (`Ownership` sees to it).
 """
 
 from __future__ import annotations
@@ -86,6 +88,10 @@ TABLE_ASK_SECONDS: Final = 0.5
 """A table that was asked for and did not come is asked for again after so long."""
 
 RETRY_SECONDS: Final = 1.0
+SUSPENDED_US: Final = 50_000
+"""The clock that counts suspended time went so much further than trio's between two turns: this machine slept."""
+NO_LEASE_US: Final = 1_000_000
+"""What a leader believed before a sleep is over after so long: an election timeout, longer than its lease (rule R7)."""
 PROPOSE_AGAIN_SECONDS: Final = 0.1
 """Records that found no room in the log are decided anew after so long: at once they would only be refused again."""
 
@@ -206,6 +212,8 @@ class SlotManager:
         self._bytes_since = 0
         self._term = 0  # in which the controller, if there is one, leads
         self._propose_at = -math.inf  # not before
+        self._slept_us = math.inf  # how far the clock that counts suspended time was ahead of trio's
+        self._lend_us = -math.inf  # nothing before (G5)
 
     @property
     def cluster_id(self) -> bytes:
@@ -256,11 +264,14 @@ class SlotManager:
         return due_at if is_alone else min(due_at, trio.current_time() + LOOK_SECONDS)
 
     def _turn(self, mail: ManagerMail | None) -> None:
-        now_us = round(trio.current_time() * 1e6)
+        now_us, boot_us = round(trio.current_time() * 1e6), self._clock.boot_us()
+        if boot_us - now_us > self._slept_us + SUSPENDED_US:
+            self._lend_us = now_us + NO_LEASE_US
+        self._slept_us = boot_us - now_us
         if mail is not None:
             self._take(mail, now_us)
         self._look_at_links()
-        self._tick(now_us)
+        self._tick(now_us, boot_us)
         while self._local:
             self._receive(self._myself.node_id, self._local.popleft(), now_us)
         if self.controller is not None:
@@ -293,8 +304,7 @@ class SlotManager:
             case LinksChanged():
                 pass  # the links are looked at in every turn
 
-    def _tick(self, now_us: int) -> None:
-        boot_us = self._clock.boot_us()
+    def _tick(self, now_us: int, boot_us: int) -> None:
         if self.standing is None and self.bootstrap.has_cluster and self._loaded is not None and self._clients_port is not None:
             self.standing = Standing(
                 self._myself.member,
@@ -423,7 +433,7 @@ class SlotManager:
             self._entries_since = self._bytes_since = 0
 
     def _follow(self, table: Table) -> None:
-        """Act by a newer table, keep it, and tell the nodes that have no log of their own (G5)."""
+        """Act by a newer table, keep it, and tell the nodes that have no log of their own (G6)."""
         base = self._ownership.table.version
         if not self._ownership.take(table):
             return
@@ -508,7 +518,8 @@ class SlotManager:
             self._send_answers()
             return
         assert self._election is not None
-        has_lease = self._election.term == self._term and self._election.has_lease(now_us)  # not that of a later leadership
+        is_of_this_term = self._election.term == self._term  # not that of a later leadership
+        has_lease = is_of_this_term and now_us >= self._lend_us and self._election.has_lease(now_us)  # G5
         answer = self.controller.heartbeat(message, now_us, has_lease)
         if answer is not None:
             self._send_back(answer)

@@ -16,6 +16,7 @@ from govern.actors.mail import ElectionMail, Form, Join, Led, ManagerMail, Propo
 from govern.actors.metadata_log import MetadataLog
 from govern.actors.runtime import Mailbox
 from govern.actors.slot_manager import Myself, SlotManager
+from govern.core.controller import Controller
 from govern.core.meta import NO_CLUSTER, NodeJoined, unpack_record
 from govern.core.ownership import Ownership
 from govern.core.raft.types import Timing
@@ -24,7 +25,7 @@ from govern.core.standing import Health
 from govern.core.table import Table
 from govern.environment import SimulatedClock
 from govern.messages import Message
-from govern.peer_messages import Member, NodeRegister, PeerHello
+from govern.peer_messages import Member, NodeHeartbeat, NodeRegister, PeerHello
 from govern.storage.raft_log import MemoryRaftLog
 
 ME = Member(1, b"d" * 16)
@@ -74,6 +75,7 @@ class Rig:
     manager: SlotManager
     mailbox: Mailbox[ManagerMail]
     wanted: Mailbox[ElectionMail]
+    clock: SimulatedClock
 
     async def wants(self) -> list[ElectionMail]:
         await trio.sleep(0.01)
@@ -82,7 +84,7 @@ class Rig:
 
 def make_rig(files: Files) -> Rig:
     mailbox, wanted = Mailbox[ManagerMail]("slot_manager", capacity=64), Mailbox[ElectionMail]("election", capacity=64)
-    chance, ownership = random.Random(1), Ownership(ME, 3)
+    chance, ownership, clock = random.Random(1), Ownership(ME, 3), SimulatedClock()
     election = Election(
         me=ME,
         log=MetadataLog(MemoryRaftLog()),
@@ -110,14 +112,14 @@ def make_rig(files: Files) -> Rig:
         links=NoLinks(),
         administration=administration,
         random=chance,
-        clock=SimulatedClock(),
+        clock=clock,
         health=Health,
         clients_address=str,
         peers_address=str,
         mailbox=mailbox,
         election_mailbox=wanted,
     )
-    return Rig(manager, mailbox, wanted)
+    return Rig(manager, mailbox, wanted, clock)
 
 
 @pytest.mark.parametrize("made_with_cluster", [False, True])
@@ -152,4 +154,28 @@ async def test_what_found_no_room_in_the_log_is_proposed_again(autojump_clock: M
         (again,) = await rig.wants()
         assert isinstance(again, Propose)
         assert again.records == mail.records
+        nursery.cancel_scope.cancel()
+
+
+async def test_after_a_sleep_of_the_machine_no_lease_is_lent_until_that_of_the_leader_has_ended(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trio's clock stood still: by it this leader still has its lease, though another may have given this node up."""
+    rig = make_rig(Files())
+    monkeypatch.setattr(Election, "term", 7)
+    monkeypatch.setattr(Election, "has_lease", lambda self, now_us: True)
+    lent: list[bool] = []
+    monkeypatch.setattr(Controller, "heartbeat", lambda self, message, now_us, has_lease: lent.append(has_lease))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: rig.manager.run(task_status=task_status))
+        rig.mailbox.post(Led(7, ME, True, None))
+        for sleep_us in (0, 0, 10_000_000, 0):
+            rig.clock.offset_us += sleep_us
+            rig.manager.deliver(1, NodeHeartbeat(1, ME.disk_id, 3, 1, 1, 1, 0, 0, 0, 0))
+            await trio.sleep(0.5)
+        assert lent == [True, True, False, False]
+        await trio.sleep(0.5)
+        rig.manager.deliver(1, NodeHeartbeat(1, ME.disk_id, 3, 1, 2, 1, 0, 0, 0, 0))
+        await trio.sleep(0.5)
+        assert lent[4:] == [True]
         nursery.cancel_scope.cancel()
