@@ -21,6 +21,7 @@ import trio
 from ..core.controller import DecisionRefused
 from ..core.ownership import Ownership
 from ..core.requests import Word
+from ..environment import Random
 from ..errors import Indeterminate, NoController, Rejected
 from ..messages import Administered, Message, Refused
 from ..peer_messages import AskController, ControllerAnswer, Member
@@ -56,6 +57,7 @@ class Administration:
         election: Election | None,
         election_mailbox: Mailbox[ElectionMail],
         sessions_mailbox: Mailbox[SessionsMail],
+        random: Random,
     ) -> None:
         self._node_id = node_id
         self._ownership = ownership
@@ -64,7 +66,7 @@ class Administration:
         self._sessions_mailbox = sessions_mailbox
         self._words: dict[int, tuple[Word, float]] = {}  # number → who asked, and until when it is waited for
         self._asked: dict[int, _Asked] = {}
-        self._number = 0
+        self._number = int.from_bytes(random.randbytes(6), "big")  # an answer to a former life of this node is not one to this
         self._verbs: dict[str, Callable[[SlotManager, int, AskController], None]] = {
             "nodes": self._ask_nodes,
             "members.add": self._change_members,
@@ -97,9 +99,9 @@ class Administration:
 
     def take_answer(self, answer: ControllerAnswer) -> None:
         """The controller's answer to a word that came to this node."""
-        word, _ = self._words.pop(answer.number, (None, 0.0))
-        if word is None or answer.origin != self._node_id:
+        if answer.origin != self._node_id or answer.number not in self._words:
             return
+        word, _ = self._words.pop(answer.number)
         retry_ms = 1000 if answer.code == NoController.reason else 0
         said: Message = Refused(answer.code, answer.text, retry_ms) if answer.code else Administered(answer.result)
         try:

@@ -21,6 +21,11 @@ class DiskClusterFiles:
         """The cluster this directory belongs to; 16 zero bytes while it belongs to none."""
         return self._directory.identity.cluster_id
 
+    @property
+    def was_made_with_cluster(self) -> bool:
+        """Whether it belonged to that cluster from the first moment on."""
+        return not self._directory.identity.made_without_cluster
+
     async def load(self) -> tuple[bytes, Table] | None:
         """The cluster and the table that were kept last; None when none ever was. Raises `Corrupt` or `FormatTooNew`."""
         kept = await read_table(self._directory.storage)
@@ -51,6 +56,7 @@ class MemoryClusterFiles:
 
     def __init__(self, cluster_id: bytes) -> None:
         self.cluster_id = cluster_id
+        self.was_made_with_cluster = any(cluster_id)
 
     async def load(self) -> tuple[bytes, Table] | None:
         """Nothing was kept."""

@@ -55,6 +55,7 @@ from .mail import (
     MembersChanged,
     Propose,
     RaftMail,
+    Unproposed,
     Written,
 )
 from .metadata_log import MetadataLog
@@ -191,9 +192,10 @@ class Election:
         elif isinstance(mail, Written):
             pass  # what it means was told to the rules when the disk said so; this mail only wakes the loop
         elif isinstance(mail, Propose):
-            self._propose(core, mail, now_us)
+            await self._propose(core, mail, now_us)
         elif isinstance(mail, Compact):
-            if core.may_compact and self._to_save is None:
+            is_newer = mail.index > core.log.snapshot.meta.index  # a snapshot of the leader may have come in while this mail waited
+            if core.may_compact and is_newer and self._to_save is None:
                 self._to_save = core.compact(mail.state, mail.index)
                 self._writing.set()
         elif isinstance(mail, ChangeMembers):
@@ -220,12 +222,21 @@ class Election:
             assert self.core is not None
             self.core.campaign(self._now_us())
 
-    def _propose(self, core: RaftCore, mail: Propose, now_us: int) -> None:
-        try:
-            for record in mail.records:
+    async def _propose(self, core: RaftCore, mail: Propose, now_us: int) -> None:
+        """What finds no room is given back: its controller goes on, and would wait for it for ever."""
+        if core.term != mail.term:
+            _log.debug("records of a leadership that is over were not taken into the metadata log")
+            return
+        for place, record in enumerate(mail.records):
+            try:
                 core.propose(record, now_us)
-        except (NotLeader, Overloaded) as error:
-            _log.debug("records were not taken into the metadata log: %s", error)
+            except NotLeader as error:
+                _log.debug("records were not taken into the metadata log: %s", error)
+                return
+            except Overloaded as error:
+                _log.debug("records were not taken into the metadata log: %s", error)
+                await self._manager_mailbox.put(Unproposed(mail.records[place:]))
+                return
 
     async def _change(self, core: RaftCore, mail: ChangeMembers, now_us: int) -> None:
         try:

@@ -98,8 +98,10 @@ class Join:
 
 @attrs.frozen(eq=False)
 class Propose:
-    """Records for the log; when this node does not lead, they are lost, and whoever wants them finds out from the state."""
+    """Records for the log, decided by the controller of this term. When that leadership is over they are lost, and so is who decided them;
+    those that find no room in it come back as `Unproposed`."""
 
+    term: int
     records: Sequence[bytes]
 
 
@@ -178,6 +180,14 @@ class Led:
 
 
 @attrs.frozen(eq=False)
+class Unproposed:
+    """These records of a `Propose` certainly did not get into the log, though this node still leads: too much waits, or the leadership is
+    being handed over."""
+
+    records: Sequence[bytes]
+
+
+@attrs.frozen(eq=False)
 class MembersChanged:
     """What became of a change: `problem` is empty when it is committed."""
 
@@ -215,4 +225,6 @@ class Words:
     words: Sequence[Word]
 
 
-ManagerMail = FromPeer | LinksChanged | Formed | Entries | Installed | Led | MembersChanged | Confirmed | StoreLoaded | Listening | Words
+ManagerMail = (
+    FromPeer | LinksChanged | Formed | Entries | Installed | Led | Unproposed | MembersChanged | Confirmed | StoreLoaded | Listening | Words
+)

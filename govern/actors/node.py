@@ -213,6 +213,7 @@ class Node:
                 election=self._election,
                 election_mailbox=self._election_mailbox,
                 sessions_mailbox=self._sessions_mailbox,
+                random=random,
             ),
             random=random,
             clock=self.environment.clock,

@@ -10,10 +10,13 @@ G1  It waits for nobody: what it asks for comes back as mail, and what must be w
     something into its mailbox never waits for long.
 G2  A message for this node itself takes the same way as one for another, without a link. So the controller is a node like any other.
 G3  A cluster id becomes this node's only when it is durable. The file with the table is written first; then, where a cluster is formed,
-    its log; the identity last. So a directory with an id and without that file is one from before there were clusters, and one with a
-    log and without an id was about to form the cluster that the file names.
+    its log; the identity last. So a directory that was made with an id, and has neither that file nor a log, is one from before there
+    were clusters, and one with a log and without an id was about to form the cluster that the file names. A directory that was made
+    without an id never begins a log for the cluster it has joined: that exists elsewhere, also when the file is lost.
 G4  A record that cannot be applied ends the node: its state would not be that of the others any more.
-G5  A table comes from the own log or from a candidate, and never replaces a newer one (`Ownership` sees to it).
+G5  A leader's own lease is measured on trio's clock, which stands still while the machine sleeps, and others are elected meanwhile. So
+    after a sleep nobody is lent a lease until that of before has certainly ended (rule N6).
+G6  A table comes from the own log or from a candidate, and never replaces a newer one (`Ownership` sees to it).
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import trio
 
 from ..core.bootstrap import Adopt, Bootstrap
 from ..core.controller import Controller
-from ..core.meta import ClusterInit, MetaState
+from ..core.meta import ClusterInit, MetaState, unpack_record
 from ..core.ownership import Ownership
 from ..core.raft.types import DATA
 from ..core.requests import Identity
@@ -71,6 +74,7 @@ from .mail import (
     MembersChanged,
     Propose,
     StoreLoaded,
+    Unproposed,
     Words,
 )
 from .runtime import Mailbox, MailboxFull
@@ -84,6 +88,12 @@ TABLE_ASK_SECONDS: Final = 0.5
 """A table that was asked for and did not come is asked for again after so long."""
 
 RETRY_SECONDS: Final = 1.0
+SUSPENDED_US: Final = 50_000
+"""The clock that counts suspended time went so much further than trio's between two turns: this machine slept."""
+NO_LEASE_US: Final = 1_000_000
+"""What a leader believed before a sleep is over after so long: an election timeout, longer than its lease (rule R7)."""
+PROPOSE_AGAIN_SECONDS: Final = 0.1
+"""Records that found no room in the log are decided anew after so long: at once they would only be refused again."""
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +104,10 @@ class ClusterFiles(Protocol):
     @property
     def cluster_id(self) -> bytes:
         """The cluster this directory belongs to; 16 zero bytes while it belongs to none."""
+
+    @property
+    def was_made_with_cluster(self) -> bool:
+        """Whether it belonged to that cluster from the first moment on: the cluster of one that this node was."""
 
     async def load(self) -> tuple[bytes, Table] | None:
         """The cluster and the table that were kept last; None when none ever was. Raises `Corrupt`."""
@@ -196,6 +210,10 @@ class SlotManager:
         self._table_asked_at = -math.inf
         self._entries_since = 0
         self._bytes_since = 0
+        self._term = 0  # in which the controller, if there is one, leads
+        self._propose_at = -math.inf  # not before
+        self._slept_us = math.inf  # how far the clock that counts suspended time was ahead of trio's
+        self._lend_us = -math.inf  # nothing before (G5)
 
     @property
     def cluster_id(self) -> bytes:
@@ -231,7 +249,7 @@ class SlotManager:
             self._follow(kept[1])
         self._set_peers()
         if self.bootstrap.has_cluster and self._election is not None and not has_log:
-            if kept is not None:
+            if kept is not None or not self._files.was_made_with_cluster:
                 self._election_mailbox.post(Join())
             else:
                 record = ClusterInit(self.cluster_id).pack()
@@ -246,11 +264,14 @@ class SlotManager:
         return due_at if is_alone else min(due_at, trio.current_time() + LOOK_SECONDS)
 
     def _turn(self, mail: ManagerMail | None) -> None:
-        now_us = round(trio.current_time() * 1e6)
+        now_us, boot_us = round(trio.current_time() * 1e6), self._clock.boot_us()
+        if boot_us - now_us > self._slept_us + SUSPENDED_US:
+            self._lend_us = now_us + NO_LEASE_US
+        self._slept_us = boot_us - now_us
         if mail is not None:
             self._take(mail, now_us)
         self._look_at_links()
-        self._tick(now_us)
+        self._tick(now_us, boot_us)
         while self._local:
             self._receive(self._myself.node_id, self._local.popleft(), now_us)
         if self.controller is not None:
@@ -268,6 +289,8 @@ class SlotManager:
                 _log.info("took over the metadata as of %d", index)
             case Led():
                 self._note_leader(mail, now_us)
+            case Unproposed(records):
+                self._withdraw(records)
             case Formed():
                 self._adopt(self.cluster_id if self._forming is None else self._forming[0])
             case StoreLoaded():
@@ -281,8 +304,7 @@ class SlotManager:
             case LinksChanged():
                 pass  # the links are looked at in every turn
 
-    def _tick(self, now_us: int) -> None:
-        boot_us = self._clock.boot_us()
+    def _tick(self, now_us: int, boot_us: int) -> None:
         if self.standing is None and self.bootstrap.has_cluster and self._loaded is not None and self._clients_port is not None:
             self.standing = Standing(
                 self._myself.member,
@@ -411,7 +433,7 @@ class SlotManager:
             self._entries_since = self._bytes_since = 0
 
     def _follow(self, table: Table) -> None:
-        """Act by a newer table, keep it, and tell the nodes that have no log of their own (G5)."""
+        """Act by a newer table, keep it, and tell the nodes that have no log of their own (G6)."""
         base = self._ownership.table.version
         if not self._ownership.take(table):
             return
@@ -428,20 +450,31 @@ class SlotManager:
             self.deliver(node_id, TablePart(*attrs.astuple(page, recurse=False)))
 
     def _propose(self, controller: Controller) -> None:
+        if trio.current_time() < self._propose_at:
+            return
         records = controller.take_proposals()
         if not records:
             return
         try:
-            self._election_mailbox.post(Propose([record.pack() for record in records]))
+            self._election_mailbox.post(Propose(self._term, [record.pack() for record in records]))
         except MailboxFull:
             for record in records:
                 controller.withdraw(record)
+
+    def _withdraw(self, records: Sequence[bytes]) -> None:
+        """The election had no room for them: the controller decides anew, a moment later. A change of the leadership would have been told
+        before, so they are those of this controller."""
+        self._propose_at = trio.current_time() + PROPOSE_AGAIN_SECONDS
+        if self.controller is not None:
+            for data in records:
+                self.controller.withdraw(unpack_record(data))
 
     def _note_leader(self, led: Led, now_us: int) -> None:
         self.leader = None if led.leader is None else led.leader.node_id
         if not led.serving:
             self.controller = None
-        elif self.controller is None:
+        elif self.controller is None or led.term != self._term:
+            self._term = led.term
             self.controller = Controller(self.meta, self._myself.member, now_us, self._myself.initial, previous=led.previous)
         self._administration.leader_changed(self)
 
@@ -485,7 +518,9 @@ class SlotManager:
             self._send_answers()
             return
         assert self._election is not None
-        answer = self.controller.heartbeat(message, now_us, self._election.has_lease(now_us))
+        is_of_this_term = self._election.term == self._term  # not that of a later leadership
+        has_lease = is_of_this_term and now_us >= self._lend_us and self._election.has_lease(now_us)  # G5
+        answer = self.controller.heartbeat(message, now_us, has_lease)
         if answer is not None:
             self._send_back(answer)
 

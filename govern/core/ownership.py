@@ -6,7 +6,8 @@ in each newer table and each longer lease; requests, commits and expiries ask he
 O1  A node acts for a slot only when the table names it as primary, in this life (`disk_id`, `boot_no`), with a term above the record
     that registered this life (rules N1, P1). So a restarted process never acts on what a former life was given.
 O2  A table never replaces a newer one; the term of a slot never goes back.
-O3  The lease says what may be called fresh and whether somebody may expire (rules P8, E3); it is never asked before a write.
+O3  The lease says what may be called fresh and whether somebody may expire (rules P8, E3); it is never asked before a write. It counts
+    only with a table that knows this life (rule N1): the one of a former life may name this node where somebody else acts by now.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Ownership:
 
     def is_fresh(self, boot_us: int) -> bool:
         """Whether nobody else can have been given the slots of this node: its lease holds, on the clock that counts suspended time (O3)."""
-        return boot_us < self.lease_until_us
+        return boot_us < self.lease_until_us and self.is_registered
 
     @property
     def is_registered(self) -> bool:

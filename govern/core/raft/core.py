@@ -350,6 +350,8 @@ class RaftCore:
         """A message has arrived. Whatever it says, nothing is raised."""
         if message.to != self.me or message.sender == self.me or not 0 < message.term < NUMBER_MAX:
             return
+        if self.membership.voters == (self.me,) and message.sender not in self.membership.members:
+            return  # any later membership would be in this log: this one is of a cluster that was given up (B5), or was removed
         if isinstance(message, PreVote):
             self._on_pre_vote(message, now_us)
         elif isinstance(message, Vote):

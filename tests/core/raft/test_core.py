@@ -180,6 +180,23 @@ def test_who_is_alone_has_the_lease_while_it_ticks() -> None:
     assert not core.has_lease(rig.now_us + 900_000)
 
 
+def test_who_is_alone_hears_no_candidate_of_a_lost_cluster() -> None:
+    """B5: two of the three that were given up come back and elect one of them, in whatever term; the third goes on alone, and leads."""
+    jump = 1 << 32
+    alone = Snapshot(SnapshotMeta(jump, jump, Membership.of((ONE,), ())), b"")
+    core = RaftCore(ONE, hard=HardState(jump, None, jump), snapshot=alone, entries=(), timing=Timing(), random=random.Random(1), now_us=0)
+    core.tick(0)
+    while core.begin_write() is not None:
+        core.end_write(0)
+    assert core.role is Role.LEADER
+    term = core.term
+    core.step(PreVote(ONE, TWO, term + 1, 2, 1), 0)
+    core.step(Vote(ONE, TWO, term + 1, 2, 1, True), 0)
+    core.step(Append(ONE, TWO, term + 2, 2, 1, 2, 1, ()), 0)
+    assert (core.role, core.term) == (Role.LEADER, term)
+    assert core.take_messages() == []
+
+
 def test_a_flapping_link_grows_no_terms() -> None:
     """3 comes and goes for a minute."""
     rig = Rig((1, 2, 3))

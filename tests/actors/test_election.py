@@ -1,0 +1,97 @@
+"""The shell around the Raft rules, alone with a log in memory: what it says to the slot manager."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+from trio.testing import MockClock
+
+from govern.actors.election import Election
+from govern.actors.mail import Compact, ElectionMail, Entries, Form, Led, ManagerMail, Propose, Unproposed
+from govern.actors.metadata_log import MetadataLog
+from govern.actors.runtime import Mailbox
+from govern.core.meta import ClusterInit, NodeForgotten
+from govern.core.raft.core import UNCOMMITTED_MAX
+from govern.core.raft.types import DATA, Timing
+from govern.peer_messages import Member
+from govern.storage.raft_log import MemoryRaftLog
+
+ME = Member(1, b"d" * 16)
+RECORD = NodeForgotten(7).pack()
+
+
+@attrs.define
+class Alone:
+    """The only voter, as its slot manager sees it."""
+
+    election: Election
+    mailbox: Mailbox[ElectionMail]
+    told: Mailbox[ManagerMail]
+
+    async def heard(self) -> list[ManagerMail]:
+        """Everything it has said until nothing happens any more."""
+        await trio.sleep(0.1)
+        return self.told.get_all(1000)
+
+
+@asynccontextmanager
+async def open_alone() -> AsyncIterator[Alone]:
+    """A voter that has just become the leader, in term 2."""
+    mailbox, told = Mailbox[ElectionMail]("election", capacity=64), Mailbox[ManagerMail]("slot_manager", capacity=64)
+    election = Election(
+        me=ME,
+        log=MetadataLog(MemoryRaftLog()),
+        random=random.Random(1),
+        timing=Timing(),
+        mailbox=mailbox,
+        manager_mailbox=told,
+        send=lambda node_id, message: False,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: election.run(task_status=task_status))
+        mailbox.post(Form(0, (ME,), ClusterInit(b"c" * 16).pack()))
+        alone = Alone(election, mailbox, told)
+        assert [mail.term for mail in await alone.heard() if isinstance(mail, Led) and mail.serving] == [2]
+        yield alone
+        nursery.cancel_scope.cancel()
+
+
+def data_of(heard: list[ManagerMail]) -> list[bytes]:
+    return [entry.data for mail in heard if isinstance(mail, Entries) for entry in mail.entries if entry.kind == DATA]
+
+
+async def test_records_that_find_no_room_come_back(autojump_clock: MockClock) -> None:
+    """The controller counts a record as on its way until it is applied: one that was lost without a word would stop it for ever."""
+    async with open_alone() as alone:
+        records = [NodeForgotten(node_id).pack() for node_id in range(UNCOMMITTED_MAX + 3)]
+        alone.mailbox.post(Propose(2, records))
+        heard = await alone.heard()
+        assert [list(mail.records) for mail in heard if isinstance(mail, Unproposed)] == [records[UNCOMMITTED_MAX:]]
+        assert data_of(heard) == records[:UNCOMMITTED_MAX]
+
+
+async def test_records_of_a_leadership_that_is_over_are_dropped(autojump_clock: MockClock) -> None:
+    """Who decided them is gone, and what they were about may have changed: they are neither taken nor given back."""
+    async with open_alone() as alone:
+        alone.mailbox.post(Propose(1, [RECORD]))
+        heard = await alone.heard()
+        assert data_of(heard) == []
+        assert [mail for mail in heard if isinstance(mail, Unproposed)] == []
+
+
+async def test_a_snapshot_that_is_older_than_the_present_one_is_left_out(autojump_clock: MockClock) -> None:
+    """One of the leader may have come in while the mail waited."""
+    async with open_alone() as alone:
+        alone.mailbox.post(Propose(2, [RECORD] * 4))
+        await alone.heard()
+        alone.mailbox.post(Compact(5, b"five"))
+        await alone.heard()
+        alone.mailbox.post(Compact(4, b"four"))
+        alone.mailbox.post(Propose(2, [RECORD]))
+        assert data_of(await alone.heard()) == [RECORD]
+        assert alone.election.core is not None
+        assert alone.election.core.log.snapshot.state == b"five"

@@ -1,0 +1,181 @@
+"""The slot manager alone: which log it begins, and what it does when the election has no room."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock
+
+from govern.actors.administration import Administration
+from govern.actors.election import Election
+from govern.actors.mail import ElectionMail, Form, Join, Led, ManagerMail, Propose, SessionsMail, Unproposed
+from govern.actors.metadata_log import MetadataLog
+from govern.actors.runtime import Mailbox
+from govern.actors.slot_manager import Myself, SlotManager
+from govern.core.controller import Controller
+from govern.core.meta import NO_CLUSTER, NodeJoined, unpack_record
+from govern.core.ownership import Ownership
+from govern.core.raft.types import Timing
+from govern.core.requests import Identity
+from govern.core.standing import Health
+from govern.core.table import Table
+from govern.environment import SimulatedClock
+from govern.messages import Message
+from govern.peer_messages import Member, NodeHeartbeat, NodeRegister, PeerHello
+from govern.storage.raft_log import MemoryRaftLog
+
+ME = Member(1, b"d" * 16)
+CLUSTER = b"c" * 16
+
+
+@attrs.define
+class Files:
+    """A directory without the file `table`."""
+
+    cluster_id: bytes = CLUSTER
+    was_made_with_cluster: bool = True
+
+    async def load(self) -> tuple[bytes, Table] | None:
+        return None
+
+    async def keep(self, cluster_id: bytes, table: Table) -> bool:
+        return True
+
+    async def adopt(self, cluster_id: bytes) -> None:
+        self.cluster_id = cluster_id
+
+
+class NoLinks:
+    """Nobody else is there."""
+
+    def send(self, node_id: int, message: Message) -> bool:
+        return False
+
+    def peers(self) -> Mapping[int, PeerHello]:
+        return {}
+
+    def refusals(self) -> Mapping[int, str]:
+        return {}
+
+    def set_peers(self, addresses: Mapping[int, str]) -> None:
+        pass
+
+    def recheck(self) -> None:
+        pass
+
+
+@attrs.define
+class Rig:
+    """A slot manager, and the mailbox of an election that does nothing."""
+
+    manager: SlotManager
+    mailbox: Mailbox[ManagerMail]
+    wanted: Mailbox[ElectionMail]
+    clock: SimulatedClock
+
+    async def wants(self) -> list[ElectionMail]:
+        await trio.sleep(0.01)
+        return self.wanted.get_all(100)
+
+
+def make_rig(files: Files) -> Rig:
+    mailbox, wanted = Mailbox[ManagerMail]("slot_manager", capacity=64), Mailbox[ElectionMail]("election", capacity=64)
+    chance, ownership, clock = random.Random(1), Ownership(ME, 3), SimulatedClock()
+    election = Election(
+        me=ME,
+        log=MetadataLog(MemoryRaftLog()),
+        random=chance,
+        timing=Timing(),
+        mailbox=wanted,
+        manager_mailbox=mailbox,
+        send=NoLinks().send,
+    )
+    administration = Administration(
+        node_id=1,
+        ownership=ownership,
+        election=election,
+        election_mailbox=wanted,
+        sessions_mailbox=Mailbox[SessionsMail]("client_sessions", capacity=1),
+        random=chance,
+    )
+    manager = SlotManager(
+        myself=Myself(member=ME, boot_no=3, initial=(), is_candidate=True, is_volatile=False),
+        configured={},
+        identity=Identity(node_id=1, cluster_id="", version=""),
+        ownership=ownership,
+        election=election,
+        files=files,
+        links=NoLinks(),
+        administration=administration,
+        random=chance,
+        clock=clock,
+        health=Health,
+        clients_address=str,
+        peers_address=str,
+        mailbox=mailbox,
+        election_mailbox=wanted,
+    )
+    return Rig(manager, mailbox, wanted, clock)
+
+
+@pytest.mark.parametrize("made_with_cluster", [False, True])
+async def test_a_directory_that_joined_never_begins_the_log_of_its_cluster(autojump_clock: MockClock, made_with_cluster: bool) -> None:
+    """The file `table` is gone, as the line about a damaged one advises, and there is no log: the node was no candidate until now. Only
+    a directory that was a cluster of its own from its first moment may begin one: else there would be two controllers."""
+    rig = make_rig(Files(was_made_with_cluster=made_with_cluster))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: rig.manager.run(task_status=task_status))
+        assert [type(mail) for mail in await rig.wants()] == [Form if made_with_cluster else Join]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_found_no_room_in_the_log_is_proposed_again(autojump_clock: MockClock) -> None:
+    """Not at once, or the two would ask and refuse each other as fast as they can; and not never."""
+    rig = make_rig(Files(cluster_id=NO_CLUSTER))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: rig.manager.run(task_status=task_status))
+        rig.mailbox.post(Led(7, ME, True, None))
+        await rig.wants()
+        rig.manager.deliver(1, NodeRegister(1, ME.disk_id, 3, 1, "c", "p", True, False, False))
+        rig.mailbox.post(Led(7, ME, True, None))
+        (mail,) = await rig.wants()
+        assert isinstance(mail, Propose)
+        assert mail.term == 7
+        assert [type(unpack_record(record)) for record in mail.records] == [NodeJoined]
+        await trio.sleep(1)
+        assert await rig.wants() == []
+        rig.mailbox.post(Unproposed(mail.records))
+        assert await rig.wants() == []
+        await trio.sleep(0.5)
+        (again,) = await rig.wants()
+        assert isinstance(again, Propose)
+        assert again.records == mail.records
+        nursery.cancel_scope.cancel()
+
+
+async def test_after_a_sleep_of_the_machine_no_lease_is_lent_until_that_of_the_leader_has_ended(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trio's clock stood still: by it this leader still has its lease, though another may have given this node up."""
+    rig = make_rig(Files())
+    monkeypatch.setattr(Election, "term", 7)
+    monkeypatch.setattr(Election, "has_lease", lambda self, now_us: True)
+    lent: list[bool] = []
+    monkeypatch.setattr(Controller, "heartbeat", lambda self, message, now_us, has_lease: lent.append(has_lease))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: rig.manager.run(task_status=task_status))
+        rig.mailbox.post(Led(7, ME, True, None))
+        for sleep_us in (0, 0, 10_000_000, 0):
+            rig.clock.offset_us += sleep_us
+            rig.manager.deliver(1, NodeHeartbeat(1, ME.disk_id, 3, 1, 1, 1, 0, 0, 0, 0))
+            await trio.sleep(0.5)
+        assert lent == [True, True, False, False]
+        await trio.sleep(0.5)
+        rig.manager.deliver(1, NodeHeartbeat(1, ME.disk_id, 3, 1, 2, 1, 0, 0, 0, 0))
+        await trio.sleep(0.5)
+        assert lent[4:] == [True]
+        nursery.cancel_scope.cancel()
