@@ -143,6 +143,7 @@ class ClientSessions:
             for connection in poller.ready(READY_MAX):
                 channel = connection.owner
                 if isinstance(channel, Channel):
+                    self._dispatch.note_boot(self._clock.boot_us())
                     budget -= self._serve(channel)
                 if budget <= 0:  # C2; the rest is still ready in the next turn
                     break

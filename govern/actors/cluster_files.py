@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgpack
 
 from ..core.table import Table, node_rows, read_nodes, read_runs, run_rows
 from ..errors import Corrupt, NoSpace, RemoteProtocolError
 from ..storage.directory import DataDirectory
 from ..storage.table_file import TableFile, read_table, write_table
+
+
+class ClusterFiles(Protocol):
+    """What a node keeps of the cluster, beside the log: its id and the last table."""
+
+    @property
+    def cluster_id(self) -> bytes:
+        """The cluster this directory belongs to; 16 zero bytes while it belongs to none."""
+
+    @property
+    def was_made_with_cluster(self) -> bool:
+        """Whether it belonged to that cluster from the first moment on: the cluster of one that this node was."""
+
+    async def load(self) -> tuple[bytes, Table] | None:
+        """The cluster and the table that were kept last; None when none ever was. Raises `Corrupt`."""
+
+    async def keep(self, cluster_id: bytes, table: Table) -> bool:
+        """Keep this table, durably; False when there is no space."""
+
+    async def adopt(self, cluster_id: bytes) -> None:
+        """Belong to this cluster from now on, durably. Raises `NoSpace`."""
 
 
 class DiskClusterFiles:

@@ -8,7 +8,8 @@ from ..core.ownership import Ownership
 from ..core.raft.types import Membership
 from ..core.table import UP, Table
 from .election import Election
-from .slot_manager import Links, SlotManager
+from .neighbours import Links
+from .slot_manager import SlotManager
 
 
 class ClusterStatus:

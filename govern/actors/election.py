@@ -96,6 +96,7 @@ class Election:
         self._writing = trio.Event()
         self._write: Write | None = None
         self._to_save: Snapshot | None = None
+        self._compact_wanted: Compact | None = None
         self._told: tuple[int, Member | None, bool] | None = None
         self._early: deque[RaftMail] = deque(maxlen=EARLY_MAX)
         self._heard: tuple[int, int] | None = None  # another node that leads or led, and when it was heard last
@@ -173,6 +174,7 @@ class Election:
         now_us = self._now_us()
         if now_us >= core.deadline_us:
             core.tick(now_us)
+        self._compact(core)
         self._send_all()
         self._give_to_disk()
         await self._hand_on()
@@ -194,10 +196,7 @@ class Election:
         elif isinstance(mail, Propose):
             await self._propose(core, mail, now_us)
         elif isinstance(mail, Compact):
-            is_newer = mail.index > core.log.snapshot.meta.index  # a snapshot of the leader may have come in while this mail waited
-            if core.may_compact and is_newer and self._to_save is None:
-                self._to_save = core.compact(mail.state, mail.index)
-                self._writing.set()
+            self._compact_wanted = mail
         elif isinstance(mail, ChangeMembers):
             await self._change(core, mail, now_us)
         else:
@@ -254,8 +253,18 @@ class Election:
     async def _confirm(self, core: RaftCore, mail: Confirm, now_us: int) -> None:
         try:
             core.read(mail.number, now_us)
-        except NotLeader:
+        except (NotLeader, Overloaded):
             await self._manager_mailbox.put(Confirmed(mail.number, False))
+
+    def _compact(self, core: RaftCore) -> None:
+        """Take the owner's state for what it makes needless, as soon as all of that is on the disk here."""
+        wanted = self._compact_wanted
+        if wanted is None or self._to_save is not None or not core.may_compact:
+            return
+        self._compact_wanted = None
+        if wanted.index > core.log.snapshot.meta.index:  # a later snapshot of the leader may have come meanwhile
+            self._to_save = core.compact(wanted.state, wanted.index)
+            self._writing.set()
 
     # --- out ----------------------------------------------------------------------------------------------------------------
 

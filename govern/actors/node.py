@@ -54,10 +54,11 @@ from .election import Election
 from .failure_detector import FailureDetector
 from .mail import ElectionMail, FromPeer, LinksChanged, ManagerMail, RaftMail, SessionsMail, WriteBatch
 from .metadata_log import MetadataLog
+from .neighbours import Myself
 from .peer_connector import PeerConnector
 from .runtime import Mailbox, MailboxFull
 from .shard_store import ShardStore
-from .slot_manager import Myself, SlotManager
+from .slot_manager import SlotManager
 from .supervisor import Child, Restart, Supervisor, unwrap
 
 STORE_MAILBOX_CAPACITY: Final = 256  # write batches; a full one makes client sessions keep their writes, up to `writes_pending_max`
@@ -249,7 +250,8 @@ class Node:
         """A message of another node, to the actor that it concerns; without room it is lost, and its sender repeats it."""
         try:
             if isinstance(message, RaftMessage):
-                self._election_mailbox.post(RaftMail(message))
+                if self._election is not None and message.sender.node_id == node_id:
+                    self._election_mailbox.post(RaftMail(message))
             else:
                 self._manager_mailbox.post(FromPeer(node_id, message))
         except (MailboxFull, Stopped) as error:

@@ -25,7 +25,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import attrs
 import trio
@@ -56,6 +56,7 @@ from ..peer_messages import (
     TablePart,
 )
 from .administration import Administration
+from .cluster_files import ClusterFiles
 from .election import Election
 from .mail import (
     Compact,
@@ -77,6 +78,7 @@ from .mail import (
     Unproposed,
     Words,
 )
+from .neighbours import Links, Myself
 from .runtime import Mailbox, MailboxFull
 
 LOOK_SECONDS: Final = 0.1
@@ -88,6 +90,8 @@ TABLE_ASK_SECONDS: Final = 0.5
 """A table that was asked for and did not come is asked for again after so long."""
 
 RETRY_SECONDS: Final = 1.0
+MAILS_PER_TURN: Final = 256
+"""So much of the mail is taken before the other tasks of the node have their turn."""
 SUSPENDED_US: Final = 50_000
 """The clock that counts suspended time went so much further than trio's between two turns: this machine slept."""
 NO_LEASE_US: Final = 1_000_000
@@ -96,61 +100,6 @@ PROPOSE_AGAIN_SECONDS: Final = 0.1
 """Records that found no room in the log are decided anew after so long: at once they would only be refused again."""
 
 _log = logging.getLogger(__name__)
-
-
-class ClusterFiles(Protocol):
-    """What a node keeps of the cluster, beside the log: its id and the last table."""
-
-    @property
-    def cluster_id(self) -> bytes:
-        """The cluster this directory belongs to; 16 zero bytes while it belongs to none."""
-
-    @property
-    def was_made_with_cluster(self) -> bool:
-        """Whether it belonged to that cluster from the first moment on: the cluster of one that this node was."""
-
-    async def load(self) -> tuple[bytes, Table] | None:
-        """The cluster and the table that were kept last; None when none ever was. Raises `Corrupt`."""
-
-    async def keep(self, cluster_id: bytes, table: Table) -> bool:
-        """Keep this table, durably; False when there is no space."""
-
-    async def adopt(self, cluster_id: bytes) -> None:
-        """Belong to this cluster from now on, durably. Raises `NoSpace`."""
-
-
-class Links(Protocol):
-    """The peer connector, as far as it is needed here."""
-
-    def send(self, node_id: int, message: Message) -> bool:
-        """Send over the link to a node; False when it is dropped."""
-
-    def peers(self) -> Mapping[int, PeerHello]:
-        """Who is linked now, and what they said of themselves."""
-
-    def refusals(self) -> Mapping[int, str]:
-        """With whom there can be no link as things are, and why."""
-
-    def set_peers(self, addresses: Mapping[int, str]) -> None:
-        """To whom links are to be kept."""
-
-    def recheck(self) -> None:
-        """Drop the links to nodes of other clusters."""
-
-
-@attrs.frozen(kw_only=True)
-class Myself:
-    """Which node this is, in which life, and what it is meant to be. `initial` are the initial candidates; empty: it is alone."""
-
-    member: Member
-    boot_no: int
-    initial: tuple[int, ...]
-    is_candidate: bool
-    is_volatile: bool
-
-    @property
-    def node_id(self) -> int:
-        return self.member.node_id
 
 
 class SlotManager:
@@ -206,7 +155,7 @@ class SlotManager:
         self._adopting: bytes | None = None
         self._to_write = trio.Event()
         self._kept_version = 0
-        self._reader = TableReader()
+        self._readers: dict[int, TableReader] = {}  # one for each node that sends pages, as long as it is linked
         self._table_asked_at = -math.inf
         self._entries_since = 0
         self._bytes_since = 0
@@ -232,9 +181,8 @@ class SlotManager:
                 mail: ManagerMail | None = None
                 with trio.move_on_at(self._due_at()):
                     mail = await self._mailbox.get()
-                if mail is None:  # a deadline that had passed already must not keep mail waiting
-                    mail = next(iter(self._mailbox.get_all(1)), None)
-                self._turn(mail)
+                # Everything that came meanwhile shares one look and one tick; also when a deadline had passed before there was any mail.
+                self._turn([*([] if mail is None else [mail]), *self._mailbox.get_all(MAILS_PER_TURN - 1)])
 
     async def _load(self) -> None:
         """Go on where the directory stands (G3)."""
@@ -263,12 +211,12 @@ class SlotManager:
         is_alone = not self._configured and self._peers_address() == "" and self.standing is not None
         return due_at if is_alone else min(due_at, trio.current_time() + LOOK_SECONDS)
 
-    def _turn(self, mail: ManagerMail | None) -> None:
+    def _turn(self, mails: Sequence[ManagerMail]) -> None:
         now_us, boot_us = round(trio.current_time() * 1e6), self._clock.boot_us()
         if boot_us - now_us > self._slept_us + SUSPENDED_US:
             self._lend_us = now_us + NO_LEASE_US
         self._slept_us = boot_us - now_us
-        if mail is not None:
+        for mail in mails:
             self._take(mail, now_us)
         self._look_at_links()
         self._tick(now_us, boot_us)
@@ -341,6 +289,7 @@ class SlotManager:
         if now != self._linked:
             for node_id in [node_id for node_id, hello in self._linked.items() if now.get(node_id) != hello]:
                 self.bootstrap.link_down(node_id)
+                self._readers.pop(node_id, None)
             for node_id, hello in now.items():
                 if self._linked.get(node_id) != hello:
                     self.bootstrap.link_up(hello)
@@ -564,7 +513,7 @@ class SlotManager:
 
     def _take_page(self, node_id: int, page: TablePart) -> None:
         try:
-            change = self._reader.add(page)
+            change = self._readers.setdefault(node_id, TableReader()).add(page)
         except RemoteProtocolError as error:
             _log.warning("node %d sent a table that is not one: %s", node_id, error)
             return
@@ -575,4 +524,8 @@ class SlotManager:
             self.deliver(node_id, TableAsk(mine.version))
             return
         self._table_asked_at = -math.inf
-        self._follow(apply(mine, change))
+        table = apply(mine, change)
+        if self._ownership.goes_back(table):
+            _log.warning("node %d sent a table that takes terms back: it is not followed", node_id)
+            return
+        self._follow(table)

@@ -161,6 +161,10 @@ class Dispatch:
         """What the clocks say, before anything else in a turn of the shell."""
         self.now_us = now_us
         self.wall_ms = self.history.wall_ms = wall_ms
+        self.note_boot(boot_us)
+
+    def note_boot(self, boot_us: int) -> None:
+        """What the clock says that counts suspended time: a process may have stood still in the middle of a turn."""
         self._shard.fresh = self._ownership.is_fresh(boot_us)
 
     def receive(self, link: Link, raw: list[Any]) -> None:

@@ -80,6 +80,11 @@ class Ownership:
         """Who acts for a slot; None when it belongs to nobody yet."""
         return self.table.owner(slot)
 
+    def goes_back(self, table: Table) -> bool:
+        """Whether a table gives this life of the node a slot in a lower term than it acts in: no log leads there."""
+        runs = runs_of(table, self.me, self.boot_no)
+        return any(run.term < term for run in runs for term in self.terms[run.first : run.last + 1])
+
     def take(self, table: Table) -> bool:
         """Follow a newer table; False for one that is not newer (O2)."""
         if table.version <= self.table.version:

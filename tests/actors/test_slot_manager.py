@@ -14,8 +14,9 @@ from govern.actors.administration import Administration
 from govern.actors.election import Election
 from govern.actors.mail import ElectionMail, Form, Join, Led, ManagerMail, Propose, SessionsMail, Unproposed
 from govern.actors.metadata_log import MetadataLog
+from govern.actors.neighbours import Myself
 from govern.actors.runtime import Mailbox
-from govern.actors.slot_manager import Myself, SlotManager
+from govern.actors.slot_manager import SlotManager
 from govern.core.controller import Controller
 from govern.core.meta import NO_CLUSTER, NodeJoined, unpack_record
 from govern.core.ownership import Ownership

@@ -1,0 +1,45 @@
+"""Which node this is, and how it reaches the others: what the actors of the cluster need of each other and of the links."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import attrs
+
+from ..messages import Message
+from ..peer_messages import Member, PeerHello
+
+
+@attrs.frozen(kw_only=True)
+class Myself:
+    """Which node this is, in which life, and what it is meant to be. `initial` are the initial candidates; empty: it is alone."""
+
+    member: Member
+    boot_no: int
+    initial: tuple[int, ...]
+    is_candidate: bool
+    is_volatile: bool
+
+    @property
+    def node_id(self) -> int:
+        return self.member.node_id
+
+
+class Links(Protocol):
+    """The peer connector, as far as it is needed here."""
+
+    def send(self, node_id: int, message: Message) -> bool:
+        """Send over the link to a node; False when it is dropped."""
+
+    def peers(self) -> Mapping[int, PeerHello]:
+        """Who is linked now, and what they said of themselves."""
+
+    def refusals(self) -> Mapping[int, str]:
+        """With whom there can be no link as things are, and why."""
+
+    def set_peers(self, addresses: Mapping[int, str]) -> None:
+        """To whom links are to be kept."""
+
+    def recheck(self) -> None:
+        """Drop the links to nodes of other clusters."""
