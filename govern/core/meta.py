@@ -20,7 +20,6 @@ Known limit: a disk that was rolled back and then started until its boot number 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Final
 
@@ -35,15 +34,12 @@ from .table import (
     UP,
     SlotRun,
     Table,
-    TableChange,
     TableNode,
-    difference,
     node_rows,
     overlay,
     read_nodes,
     read_runs,
     run_rows,
-    whole,
 )
 
 FORMAT: Final = 1
@@ -52,8 +48,6 @@ NO_CLUSTER: Final = bytes(16)
 SLOT_HASH: Final = "crc16"
 RECORD_BYTES_MAX: Final = 256 * 1024
 """A record goes into one Append with its neighbours. A batch with an item for each slot is smaller than this."""
-TABLES_KEPT: Final = 64
-"""So many recent tables are kept, for readers that are a little behind; who is further behind takes the whole table."""
 NODE_ID_MAX: Final = 65_535
 
 
@@ -224,7 +218,6 @@ class MetaState:
         self.nodes: dict[int, MetaNode] = {}
         self.homes: dict[tuple[int, int], CopyHome] = {}
         """Of each copy (`node_id`, `copy_id`) in the table."""
-        self._recent: OrderedDict[int, Table] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<MetaState {self.index} {self.table!r}>"
@@ -241,13 +234,6 @@ class MetaState:
         _APPLY[record.KIND](self, index, record)
         self.index = index
         return record
-
-    def change_since(self, version: int) -> TableChange:
-        """What leads a reader from a version to the newest; the whole table when that is too long ago, nothing for who is not behind."""
-        if version and version >= self.version:
-            return TableChange(version, version)
-        old = self._recent.get(version)
-        return whole(self.table) if old is None else difference(old, self.table)
 
     def home(self, run: SlotRun) -> CopyHome:
         """Where the primary's copy of a run lies."""
@@ -371,11 +357,7 @@ class MetaState:
             yield _new_run(index, item.node_id, first, item.last)
 
     def _set_nodes(self, index: int, nodes: dict[int, MetaNode], runs: tuple[SlotRun, ...]) -> None:
-        """The next version of the table; the one before stays for readers that are behind."""
-        if self.version:
-            self._recent[self.version] = self.table
-            if len(self._recent) > TABLES_KEPT:
-                self._recent.popitem(last=False)
+        """The next version of the table."""
         self.nodes = nodes
         self.table = Table(index, tuple(nodes[node_id].row for node_id in sorted(nodes)), runs)
         self._prune()

@@ -36,7 +36,7 @@ from govern.core.controller import Controller, DecisionRefused
 from govern.core.meta import ClusterInit, MetaState, NodeFenced, NodeJoined, Record, SlotBatch
 from govern.core.slots import SLOT_COUNT
 from govern.core.standing import Health, Standing
-from govern.core.table import EMPTY, SlotRun, Table, TableChange, apply
+from govern.core.table import EMPTY, SlotRun, Table, TableChange, apply, difference, whole
 from govern.peer_messages import Member, NodeHeartbeat, NodeHeartbeatOk, NodeRegister, NodeRegistered
 
 FAULT_SECONDS = 14.0
@@ -308,11 +308,9 @@ class Run:
         self._send(source, answer.via, lambda candidate: self._send(candidate.node_id, answer.node_id, arrive))
 
     def _ask_table(self, process: Process, candidate_id: int) -> None:
-        known = process.table.version
-
         def answer(candidate: Process) -> None:
             assert candidate.meta is not None
-            change = candidate.meta.change_since(known)
+            change = whole(candidate.meta.table)
             self._send(candidate.node_id, process.node_id, lambda reader: self._take_change(reader, change))
 
         self._send(process.node_id, candidate_id, answer)
@@ -444,7 +442,7 @@ class Run:
         meta = process.meta
         assert meta is not None
         leader = process.leads
-        version = meta.version
+        version, before = meta.version, meta.table
         for index, record in self.log:
             if index > meta.index:
                 meta.apply(index, record.pack())
@@ -454,7 +452,7 @@ class Run:
                     leader.controller.applied(record, self._us(process))
         if meta.version != version:
             for node_id in self.node_ids:
-                change = meta.change_since(self.chance.choice((0, version)))
+                change = difference(before, meta.table) if self.chance.choice((0, version)) else whole(meta.table)
                 self._send(process.node_id, node_id, lambda reader, change=change: self._take_change(reader, change))  # type: ignore[misc]
         if leader is not None:
             self._work(leader)
