@@ -75,12 +75,14 @@ def expiry_by_the_clock_of_the_machine(patch: pytest.MonkeyPatch) -> None:
 
 
 def last_read_skipped(patch: pytest.MonkeyPatch) -> None:
-    """Without the pause after a stall, which hides it: what arrived meanwhile is in the kernel and is not looked at."""
+    """Without the pauses after a stall and after a lost lease, which hide it: what arrived meanwhile is in the kernel and is not looked
+    at."""
 
     def mutant(self: ClientSessions, silent: Sequence[Any]) -> None:
         self._dispatch.propose_expiries(silent)
 
     patch.setattr(ClientSessions, "_read_last", mutant)
+    patch.setattr("govern.actors.failure_detector.READY_HOLD_US", 0)
     expiry_by_the_clock_of_the_machine(patch)
 
 
