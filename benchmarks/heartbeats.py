@@ -26,7 +26,7 @@ def greeted(server: Server, number: int) -> Lane:
     if not isinstance(answer, Registered):
         raise WrongAnswer(repr(answer))
     lane.frame = _frames.heartbeat([(key, name, answer)])
-    lane.answer = encode(HeartbeatOk(HEARTBEAT_OK, True), 1)
+    lane.answer = encode(HeartbeatOk(HEARTBEAT_OK, True, answer.lease_id.term), 1)  # the table is as old as the grant of all slots
     return lane
 
 

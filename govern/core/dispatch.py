@@ -92,6 +92,7 @@ ADMINISTERING_MAX: Final = 256
 _LONG_ANSWERS: Final = (Lookup.TYPE, Subscribe.TYPE, Services.TYPE, Explain.TYPE)
 _READS: Final = (Lookup.TYPE, Subscribe.TYPE, Explain.TYPE)
 _WRITES: Final = (Register.TYPE, Update.TYPE, Deregister.TYPE, Drain.TYPE, Evict.TYPE)
+_ROUTED: Final = frozenset(_READS + _WRITES)
 
 
 Asked = tuple[bytes, int, ServiceKey, str]
@@ -228,7 +229,7 @@ class Dispatch:
         try:
             message = build_message(raw)
             answer: Message | None = None
-            if number in _READS or number in _WRITES:
+            if number in _ROUTED and not self._ownership.has_all:
                 answer = self._elsewhere(message.service, writes=number in _WRITES)  # type: ignore[attr-defined]
             if answer is None:
                 answer = self._handlers[number](link, message, request_id)
@@ -238,8 +239,6 @@ class Dispatch:
             link.out.append(encode(answer, request_id))
 
     def _elsewhere(self, service: ServiceKey, *, writes: bool) -> Moved | None:
-        if self._ownership.has_all:
-            return None
         return self._ownership.elsewhere(service, self._shard.slot_number(service), writes=writes)
 
     def _park(self, link: Link, raw: list[Any]) -> None:
