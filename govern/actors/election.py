@@ -85,7 +85,6 @@ class Election:
         send: Callable[[int, Message], bool],
     ) -> None:
         self.core: RaftCore | None = None
-        self.unwritten_since = 0.0  # when the batch that is being written was given to the disk; 0: none is
         self._me = me
         self._log = log
         self._random = random
@@ -328,9 +327,7 @@ class Election:
             await self._writing.wait()
             self._writing = trio.Event()
             if self._write is not None:
-                self.unwritten_since = trio.current_time()
                 await self._until_there_is_space(partial(self._log.write, self._write))
-                self.unwritten_since = 0.0
                 assert self.core is not None
                 self._write = None
                 self.core.end_write(self._now_us())  # B1
