@@ -21,13 +21,20 @@ from ..messages import PAGE_ITEMS_MAX, Moved, TableRows
 from ..model import ServiceKey
 from ..peer_messages import Member
 from .slots import SLOT_COUNT
-from .standing import runs_of
-from .table import EMPTY, Table, TableChange, TableNode, difference, node_rows, run_rows, whole
+from .table import EMPTY, SlotRun, Table, TableChange, TableNode, difference, node_rows, run_rows, whole
 
 UNASSIGNED_RETRY_SECONDS: Final = 0.2
 """The first assignment after a cold start, or the new term of a restarted node, is a matter of one round among the candidates."""
 TABLES_KEPT: Final = 64
 """Readers that are not further behind than so many versions get what changed instead of the whole table."""
+
+
+def runs_of(table: Table, me: Member, boot_no: int) -> tuple[SlotRun, ...]:
+    """The runs for which a life of a node is the primary by this table: granted since it was registered."""
+    row = table.node(me.node_id)
+    if row is None or (row.disk_id, row.boot_no) != (me.disk_id, boot_no):
+        return ()
+    return tuple(run for run in table.runs if run.primary == me.node_id and run.term > row.registered_at)
 
 
 class Ownership:

@@ -2,8 +2,8 @@
 
 A node asks the controller for its part, through any candidate, and then shows twice a second that it works. Each answer
 lends it four seconds of certainty that nobody else has its slots. Without answers it goes on with what it holds, but cannot call it fresh.
+What it holds follows from the table alone: `ownership`.
 
-N1  A life of a node has no part until it is registered, and until it has a table at least as new as its registration.
 N6  The lease runs from the moment at which the answered heartbeat was sent, on the clock that counts suspended time. A candidate that does
     not answer for a second is left for another one.
 N8  Who is told that the controller does not know this life, or gave it up, has no lease and registers again.
@@ -21,7 +21,6 @@ from typing import Final
 import attrs
 
 from ..peer_messages import HEARTBEAT_LEASED, Member, NodeHeartbeat, NodeHeartbeatOk, NodeRegister, NodeRegistered
-from .table import SlotRun, Table
 
 HEARTBEAT_US: Final = 500_000
 REGISTER_US: Final = 250_000
@@ -50,14 +49,6 @@ class Health:
     instances: int = 0
 
 
-def runs_of(table: Table, me: Member, boot_no: int) -> tuple[SlotRun, ...]:
-    """The runs for which a life of a node is the primary by this table: granted since it was registered."""
-    row = table.node(me.node_id)
-    if row is None or (row.disk_id, row.boot_no) != (me.disk_id, boot_no):
-        return ()
-    return tuple(run for run in table.runs if run.primary == me.node_id and run.term > row.registered_at)
-
-
 class Standing:
     """One life of a node, as it stands with the controller."""
 
@@ -66,8 +57,6 @@ class Standing:
     ) -> None:
         self.me = me
         self.boot_no = boot_no
-        self.index = 0
-        """The table version with which this life is registered; 0 until then. It stays when the controller gives this life up."""
         self.is_registered = False
         """Whether the controller, as far as we know, counts this life as a part of the cluster."""
         self.refusal: str | None = None
@@ -91,7 +80,7 @@ class Standing:
 
     def __repr__(self) -> str:
         state = "registered" if self.is_registered else f"refused: {self.refusal}" if self.refusal else "unregistered"
-        return f"<Standing node {self.me.node_id} boot {self.boot_no} {state} at={self.index} asks={self._target}>"
+        return f"<Standing node {self.me.node_id} boot {self.boot_no} {state} asks={self._target}>"
 
     @property
     def deadline_us(self) -> int:
@@ -145,7 +134,7 @@ class Standing:
         self.refusal = None
         self.newest_version = max(self.newest_version, answer.index)
         if not self.is_registered:
-            self.is_registered, self.index = True, answer.index
+            self.is_registered = True
             self._sent.clear()
             self._send_us = now_us
 
@@ -170,15 +159,6 @@ class Standing:
     def lease_until_us(self) -> int:
         """Until when the lease holds, on the clock that counts suspended time; 0 without one."""
         return self._lease_until_us if self.is_registered else 0
-
-    def fresh(self, boot_us: int) -> bool:
-        """Whether the lease holds: nobody else has this node's slots now."""
-        self._see(boot_us)
-        return self.is_registered and self._boot_us < self._lease_until_us
-
-    def runs(self, table: Table) -> tuple[SlotRun, ...]:
-        """The runs for which this node is to act as the primary, by the newest table that it has (N1)."""
-        return runs_of(table, self.me, self.boot_no) if self.index and table.version >= self.index else ()
 
     def _is_mine(self, answer: NodeRegistered | NodeHeartbeatOk) -> bool:
         return (answer.node_id, answer.disk_id, answer.boot_no) == (*self.me, self.boot_no)

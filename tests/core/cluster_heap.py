@@ -5,14 +5,14 @@
 
 The metadata log is a model: one total order, and leaders of which only the newest with a majority can add to it. Elections keep the rules
 of voting (nobody votes who heard a leader within an election timeout), so leases of leaders are as the real ones. All else is real: the
-metadata of each candidate, the controller of each leader, the standing of each process. Messages get lost, come twice or late; links break
-in one pair or around one node; processes die, are stopped for a while, come back, with their disk, without it, with an older state of it,
-or while another one uses their id; clocks have offsets and run a little wrong.
+metadata of each candidate, the controller of each leader, the standing and the ownership of each process. Messages get lost,
+come twice or late; links break in one pair or around one node; processes die, are stopped for a while, come back, with their disk, without
+it, with an older state of it, or while another one uses their id; clocks have offsets and run a little wrong.
 
 K1  In one term of a slot at most one process ever acts as its primary.
 K2  No two processes are fresh for one slot at the same time.
 K3  A process that is fresh is registered and up in the committed metadata: its lease is over before it is given up.
-K4  A process acts only after an answer to its registration in this life, with a table at least as new, on grants younger than that.
+K4  A process acts, or calls anything fresh, only by a table that knows this life of it, and acts on grants younger than its registration.
 K5  The term of a slot only grows, and does so whenever its primary or its copies change; the boot number of a disk never goes down.
 K6  A registration is answered when its record and its grants are applied.
 K7  All candidates hold the same bytes at the same index, also when restored from a snapshot.
@@ -34,9 +34,10 @@ import attrs
 
 from govern.core.controller import Controller, DecisionRefused
 from govern.core.meta import ClusterInit, MetaState, NodeFenced, NodeJoined, Record, SlotBatch
+from govern.core.ownership import Ownership
 from govern.core.slots import SLOT_COUNT
 from govern.core.standing import Health, Standing
-from govern.core.table import EMPTY, SlotRun, Table, TableChange, apply, difference, whole
+from govern.core.table import Table, TableChange, apply, difference, whole
 from govern.peer_messages import Member, NodeHeartbeat, NodeHeartbeatOk, NodeRegister, NodeRegistered
 
 FAULT_SECONDS = 14.0
@@ -64,21 +65,24 @@ class Process:
     disk: Disk
     boot_no: int
     standing: Standing
+    ownership: Ownership
     volatile: bool
     offset_us: int
     rate: float
-    table: Table = EMPTY
     alive: bool = True
     frozen_until: float = 0.0
     mail: list[Callable[[], None]] = attrs.field(factory=list)
-    answered: int = 0
     tick_at: float = -1.0
     stop_seconds: float = 0.0  # with its next message it is stopped for so long
-    acting: tuple[SlotRun, ...] = ()
     meta: MetaState | None = None
     heard_at: float = -100.0  # the last Append from a leader
     leads: Leader | None = None
     follows: Leader | None = None
+
+    @property
+    def table(self) -> Table:
+        """The newest that it has."""
+        return self.ownership.table
 
     def __repr__(self) -> str:
         return f"{self.node_id}/{self.disk.disk_id.hex()[:4]}/{self.boot_no}"
@@ -181,7 +185,7 @@ class Run:
         candidate = node_id in self.candidates
         options = {"clients": f"c{node_id}", "peers": "p", "candidate": candidate, "volatile": node_id in self._volatile}
         standing = Standing(me, disk.boot_no, **options)  # type: ignore[arg-type]
-        process = Process(node_id, disk, disk.boot_no, standing, node_id in self._volatile, offset_us, rate)
+        process = Process(node_id, disk, disk.boot_no, standing, Ownership(me, disk.boot_no), node_id in self._volatile, offset_us, rate)
         if candidate:
             process.meta = self._restored()
             process.heard_at = self.now  # it does not vote at once: it may have heard a leader in its life before
@@ -297,11 +301,10 @@ class Run:
         def arrive(process: Process) -> None:
             now_us = self._us(process)
             if isinstance(answer, NodeRegistered):
-                if answer.index and (answer.disk_id, answer.boot_no) == (process.disk.disk_id, process.boot_no):
-                    process.answered = process.answered or answer.index
                 process.standing.registered(answer, now_us)
             else:
                 process.standing.heartbeat_ok(answer, now_us, now_us)
+            process.ownership.lease_until_us = process.standing.lease_until_us
             self._judge(process)
             self._tick(process)
 
@@ -317,8 +320,10 @@ class Run:
 
     def _take_change(self, process: Process, change: TableChange) -> None:
         if change.version > process.table.version and change.base in (0, process.table.version):
-            process.table = apply(process.table, change)
-            assert process.table == self._table_of(change.version), (process, change)
+            table = apply(process.table, change)
+            assert table == self._table_of(change.version), (process, change)
+            assert not process.ownership.goes_back(table), f"K5: {process!r} acts in a term above that of {table!r}"
+            assert process.ownership.take(table)
             self._judge(process)
 
     def _table_of(self, version: int) -> Table:
@@ -513,28 +518,25 @@ class Run:
         """K1 to K4 for what this process believes now."""
         if not process.alive:
             return
-        process.acting = process.standing.runs(process.table)
-        if process.acting:
-            assert process.answered, f"K4: {process!r} acts without registration"
-            assert process.table.version >= process.answered, f"K4: {process!r} acts on {process.table!r}, registered at {process.answered}"
-            row = process.table.node(process.node_id)
+        acting = [(slot, term) for slot in SAMPLE if (term := process.ownership.terms[slot])]
+        row = process.table.node(process.node_id)
+        for slot, term in acting:
+            assert self._acted.setdefault((slot, term), process) is process, f"K1: slot {slot} in {term}"
             assert row is not None, f"K4: {process!r}"
             assert (row.disk_id, row.boot_no) == (process.disk.disk_id, process.boot_no), f"K4: {process!r} acts for {row}"
-        for slot in SAMPLE:
-            for run in process.acting:
-                if run.first <= slot <= run.last:
-                    assert self._acted.setdefault((slot, run.term), process) is process, f"K1: slot {slot} in {run.term}"
-        if not process.standing.fresh(self._us(process)):
+            assert term > row.registered_at, f"K4: {process!r} acts for slot {slot} on a grant to the life before"
+        if not process.ownership.is_fresh(self._us(process)):
             return
         node = self.truth.nodes.get(process.node_id)
+        assert row is not None, f"K4: {process!r} is fresh by a table that does not know it"
+        assert (row.disk_id, row.boot_no) == (process.disk.disk_id, process.boot_no), f"K4: {process!r} is fresh by a table with {row}"
         assert node is not None, f"K3: {process!r}"
         assert node.is_life(process.disk.disk_id, process.boot_no), f"K3: {process!r} is fresh, registered is {node.row}"
         assert node.row.state == "up", f"K3: {process!r} is fresh and was given up"
         for other in self.processes:
-            if other is not process and self.now >= other.frozen_until and other.standing.fresh(self._us(other)):
-                for run in process.acting:
-                    clash = [own for own in other.acting if own.first <= run.last and run.first <= own.last]
-                    assert not clash, f"K2: {process!r} and {other!r} for {run}"
+            if other is not process and self.now >= other.frozen_until and other.ownership.is_fresh(self._us(other)):
+                clash = [slot for slot, _ in acting if other.ownership.terms[slot]]
+                assert not clash, f"K2: {process!r} and {other!r} for {clash}"
 
     # --- faults ------------------------------------------------------------------------------------------------------------------
 
@@ -643,11 +645,11 @@ class Run:
             return "no end of faults"
         covered = 0
         for process in self.processes:
-            if not process.standing.fresh(self._us(process)):
+            if not process.ownership.is_fresh(self._us(process)):
                 return f"{process.standing!r} is not fresh"
             if process.table != self.truth.table:
                 return f"{process!r} has {process.table!r}"
-            covered += sum(run.last - run.first + 1 for run in process.standing.runs(process.table))
+            covered += process.ownership.acting_count
         if len(self.processes) != len(self.node_ids) or covered != SLOT_COUNT or self.truth.degraded():
             return f"{covered} slots; {self.truth.degraded()}"
         return None

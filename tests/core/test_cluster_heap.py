@@ -12,9 +12,10 @@ import pytest
 
 from govern.core import controller as controller_module
 from govern.core import meta as meta_module
-from govern.core import standing as standing_module
+from govern.core import ownership as ownership_module
 from govern.core.controller import Controller
 from govern.core.meta import MetaNode, MetaState, NodeJoined
+from govern.core.ownership import Ownership
 from govern.core.standing import Standing
 from govern.core.table import SlotRun, Table
 from govern.peer_messages import NodeHeartbeat, NodeHeartbeatOk, NodeRegister
@@ -68,9 +69,9 @@ def lease_without_the_leaders(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Controller, "heartbeat", lambda self, message, now_us, has_lease: heartbeat(self, message, now_us, True))
 
 
-def acting_before_the_registration(patch: pytest.MonkeyPatch) -> None:
-    """A node goes by any table that names it."""
-    patch.setattr(Standing, "runs", lambda self, table: standing_module.runs_of(table, self.me, self.boot_no))
+def fresh_by_any_table(patch: pytest.MonkeyPatch) -> None:
+    """A lease counts whatever the table says."""
+    patch.setattr(Ownership, "is_fresh", lambda self, boot_us: boot_us < self.lease_until_us)
 
 
 def acting_on_old_grants(patch: pytest.MonkeyPatch) -> None:
@@ -80,7 +81,7 @@ def acting_on_old_grants(patch: pytest.MonkeyPatch) -> None:
         row = table.node(me.node_id)
         return () if row is None else tuple(run for run in table.runs if run.primary == me.node_id)
 
-    patch.setattr(standing_module, "runs_of", mutant)
+    patch.setattr(ownership_module, "runs_of", mutant)
 
 
 def acting_for_another_life(patch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,7 @@ def acting_for_another_life(patch: pytest.MonkeyPatch) -> None:
         row = table.node(me.node_id)
         return () if row is None else tuple(run for run in table.runs if run.primary == me.node_id and run.term > row.registered_at)
 
-    patch.setattr(standing_module, "runs_of", mutant)
+    patch.setattr(ownership_module, "runs_of", mutant)
 
 
 def term_reused(patch: pytest.MonkeyPatch) -> None:
@@ -211,7 +212,7 @@ def grants_are_not_repeated(patch: pytest.MonkeyPatch) -> None:
 MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], int]] = [
     (lease_from_the_answer, 60),
     (lease_without_the_leaders, 150),
-    (acting_before_the_registration, 10),
+    (fresh_by_any_table, 10),
     (acting_on_old_grants, 40),
     (acting_for_another_life, 60),
     (term_reused, 10),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from govern.core.ownership import TABLES_KEPT, Ownership
@@ -30,6 +31,24 @@ def test_a_lease_counts_only_with_a_table_that_knows_this_life() -> None:
     ownership.take(table(8, boot_no=2, registered_at=7))
     assert ownership.is_fresh(500)
     assert not ownership.is_fresh(1000)
+
+
+def test_a_node_acts_on_what_was_granted_to_this_life() -> None:
+    """O1: not on grants to a life before, not by a table that knows another life, another disk, or nothing of this node."""
+    row = TableNode(1, "c", "p", True, UP, ME.disk_id, 7, 5)
+    mine, older = SlotRun(0, 9, 1, 8, ((1, 8),), (1,)), SlotRun(10, 19, 1, 5, ((1, 4),), (1,))
+    others = SlotRun(20, 29, 3, 8, ((3, 8),), (3,))
+
+    def acts(*nodes: TableNode) -> list[int]:
+        ownership = Ownership(ME, 7)
+        ownership.take(Table(9, nodes, (mine, older, others)))
+        ownership.validate()
+        return [slot for slot, term in enumerate(ownership.terms) if term]
+
+    assert acts(row) == list(range(10))
+    assert acts(attrs.evolve(row, boot_no=8)) == []
+    assert acts(attrs.evolve(row, disk_id=b"5" * 16)) == []
+    assert acts() == []
 
 
 def test_what_is_asked_for_is_here_elsewhere_or_nowhere() -> None:

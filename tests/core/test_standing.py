@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from govern.core.standing import ANSWER_US, AVOID_US, HEARTBEAT_US, REFUSED_US, REGISTER_US, SENT_MAX, Health, Standing, runs_of
-from govern.core.table import UP, SlotRun, Table, TableNode
+from govern.core.standing import ANSWER_US, AVOID_US, HEARTBEAT_US, REFUSED_US, REGISTER_US, SENT_MAX, Health, Standing
 from govern.peer_messages import HEARTBEAT_LEASED, HEARTBEAT_UNKNOWN, Member, NodeHeartbeat, NodeHeartbeatOk, NodeRegister, NodeRegistered
 
 ME = Member(4, b"4" * 16)
@@ -41,6 +40,10 @@ def told(standing: Standing) -> tuple[bool, str | None]:
     return standing.is_registered, standing.refusal
 
 
+def fresh(standing: Standing, boot_us: int) -> bool:
+    return boot_us < standing.lease_until_us
+
+
 def leased() -> Standing:
     """Registered, with a lease from boot time 0."""
     standing = make()
@@ -59,12 +62,12 @@ def test_it_registers_through_a_candidate_until_it_is_answered() -> None:
     assert [to for to, _ in sent(standing, REGISTER_US)] == [1]
     assert not standing.is_registered
     registered(standing, REGISTER_US + 1)
-    assert (standing.is_registered, standing.index, standing.newest_version) == (True, 9, 9)
+    assert (standing.is_registered, standing.newest_version) == (True, 9)
     assert standing.deadline_us == REGISTER_US + 1
     beat = sent(standing, REGISTER_US + 1, table_version=5, loop_lag_ms=1, unsynced_ms=2, sessions=3, instances=4)
     assert beat == [(1, NodeHeartbeat(*LIFE, 1, 1, 5, 1, 2, 3, 4))]
     assert [message.number for _, message in sent(standing, REGISTER_US + 1 + HEARTBEAT_US)] == [2]
-    assert repr(standing) == "<Standing node 4 boot 7 registered at=9 asks=1>"
+    assert repr(standing) == "<Standing node 4 boot 7 registered asks=1>"
 
 
 def test_without_a_candidate_it_waits_and_asks_the_first_that_comes() -> None:
@@ -135,11 +138,10 @@ def test_the_lease_runs_from_the_sending_of_the_answered_heartbeat() -> None:
     standing = make()
     registered(standing)
     sent(standing, 0, 100 * S)
-    assert not standing.fresh(100 * S)
+    assert not fresh(standing, 100 * S)
     standing.heartbeat_ok(ok(1, lease_ms=60_000), 1 * S, 101 * S)
-    assert standing.fresh(104 * S - 1)
-    assert not standing.fresh(104 * S)
-    assert not standing.fresh(103 * S), "a clock that goes back gives nothing back"
+    assert fresh(standing, 104 * S - 1)
+    assert not fresh(standing, 104 * S)
 
 
 def test_answers_that_lend_nothing() -> None:
@@ -149,32 +151,29 @@ def test_answers_that_lend_nothing() -> None:
     sent(standing, 0)
     for answer in (attrs.evolve(ok(1), boot_no=6), attrs.evolve(ok(1), disk_id=b"5" * 16), attrs.evolve(ok(1), node_id=5), ok(0), ok(2)):
         standing.heartbeat_ok(answer, 0, 0)
-    assert not standing.fresh(0)
+    assert not fresh(standing, 0)
     for turn in range(1, SENT_MAX + 1):
         sent(standing, turn * HEARTBEAT_US, 0)
     standing.heartbeat_ok(ok(1), 0, 0)
-    assert not standing.fresh(0)
+    assert not fresh(standing, 0)
     standing.heartbeat_ok(ok(3), 0, 0)
-    assert standing.fresh(0)
+    assert fresh(standing, 0)
     standing.heartbeat_ok(ok(2, HEARTBEAT_UNKNOWN), 0, 0)
     assert standing.is_registered, "an answer that was overtaken is of no interest"
 
 
-def test_who_is_not_known_registers_again_and_keeps_what_it_holds() -> None:
-    """N8: no lease, a registration at once, and the grants of this life stay its own meanwhile."""
-    table = Table(9, (TableNode(4, "c", "p", False, UP, b"4" * 16, 7, 5),), (SlotRun(0, 9, 4, 8, ((4, 8),), (4,)),))
+def test_who_is_not_known_registers_again() -> None:
+    """N8: no lease, and a registration at once."""
     standing = leased()
-    assert standing.fresh(0)
+    assert fresh(standing, 0)
     sent(standing, HEARTBEAT_US)
     standing.heartbeat_ok(ok(2, HEARTBEAT_UNKNOWN), HEARTBEAT_US, HEARTBEAT_US)
     assert not standing.is_registered
-    assert not standing.fresh(HEARTBEAT_US)
-    assert standing.runs(table) == table.runs
+    assert not fresh(standing, HEARTBEAT_US)
     assert [type(message) for _, message in sent(standing, HEARTBEAT_US)] == [NodeRegister]
     standing.heartbeat_ok(ok(1), HEARTBEAT_US, HEARTBEAT_US)
-    assert not standing.fresh(HEARTBEAT_US)
+    assert not fresh(standing, HEARTBEAT_US)
     registered(standing, S, 12)
-    assert standing.index == 12
     assert [message.number for _, message in sent(standing, S)] == [3]
 
 
@@ -184,7 +183,7 @@ def test_a_refusal_is_kept_for_people_and_asked_again() -> None:
     sent(standing, 0)
     standing.registered(NodeRegistered(*LIFE, 1, 0, "rolled back"), 0)
     assert told(standing) == (False, "rolled back")
-    assert repr(standing) == "<Standing node 4 boot 7 refused: rolled back at=0 asks=1>"
+    assert repr(standing) == "<Standing node 4 boot 7 refused: rolled back asks=1>"
     assert sent(standing, REGISTER_US)
     assert sent(standing, REGISTER_US + REFUSED_US - 1) == []
     assert sent(standing, REGISTER_US + REFUSED_US)
@@ -202,22 +201,6 @@ def test_no_heartbeat_while_the_disk_hangs() -> None:
     assert sent(standing, S, unsynced_ms=3_001) == []
     assert sent(standing, 3 * S, unsynced_ms=9_999) == []
     assert [to for to, _ in sent(standing, 4 * S, unsynced_ms=3_000)] == [1]
-
-
-def test_a_node_acts_on_what_was_granted_to_this_life() -> None:
-    """N1: not before it is registered, not on an older table, not on grants to a life before or to another disk."""
-    row = TableNode(4, "c", "p", False, UP, b"4" * 16, 7, 5)
-    mine, older = SlotRun(0, 9, 4, 8, ((4, 8),), (4,)), SlotRun(10, 19, 4, 5, ((4, 4),), (4,))
-    others = SlotRun(20, 29, 3, 8, ((3, 8),), (3,))
-    table = Table(9, (row,), (mine, older, others))
-    standing = make()
-    assert standing.runs(table) == ()
-    registered(standing)
-    assert standing.runs(table) == (mine,)
-    assert standing.runs(attrs.evolve(table, version=8)) == ()
-    assert runs_of(attrs.evolve(table, nodes=(attrs.evolve(row, boot_no=8),)), ME, 7) == ()
-    assert runs_of(attrs.evolve(table, nodes=(attrs.evolve(row, disk_id=b"5" * 16),)), ME, 7) == ()
-    assert runs_of(attrs.evolve(table, nodes=()), ME, 7) == ()
 
 
 @given(st.data())
@@ -249,7 +232,7 @@ def test_no_answer_lends_more_than_its_heartbeat_may(data: st.DataObject) -> Non
                 good_until = 0
             elif code == HEARTBEAT_LEASED:
                 good_until = max(good_until, times.get(number, -9 * S) + 4 * S)
-        assert not standing.fresh(boot_us) or latest < good_until
+        assert not fresh(standing, latest) or latest < good_until
 
 
 @pytest.mark.parametrize("late_us", [0, 200_000, 2 * S])
