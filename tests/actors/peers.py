@@ -49,6 +49,8 @@ class Teller:
     def __init__(self, network: Network, hello: PeerHello, host: str | None = "0.0.0.0", port: int = PORT, seed: object = 0) -> None:
         self.hello = hello
         self.journal: list[Told] = []
+        self._checked = 0
+        self._states: dict[int, str] = {}
         self.greeting: Message | None = None
         """Sent to every node from inside of `on_up`."""
         self.scope = trio.CancelScope()
@@ -72,14 +74,16 @@ class Teller:
 
     def check(self) -> None:
         """Ups and downs take turns, and messages come only between them (C1)."""
-        states: dict[int, str] = {}
-        for told in self.journal:
+        states = self._states
+        while self._checked < len(self.journal):
+            told = self.journal[self._checked]
             before = states.get(told.node_id, "down")
             assert told.what != before, f"node {self.hello.node_id} was told {told.what} of node {told.node_id} twice"
             if told.what == "got":
                 assert before == "up", f"node {self.hello.node_id} got a message of node {told.node_id} outside of a link"
             else:
                 states[told.node_id] = told.what
+            self._checked += 1
 
     def told(self, what: str, node_id: int | None = None) -> list[Told]:
         return [told for told in self.journal if told.what == what and node_id in (None, told.node_id)]

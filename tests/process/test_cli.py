@@ -39,14 +39,13 @@ async def test_help_fits_the_terminal_and_names_everything(programs: Programs) -
     code, out, _ = await programs.run("--help")
     assert code == 0
     assert all(f"\n  {verb} " in out for verb in VERBS)
-    running = {verb: programs.govern(verb, "--help") for verb in VERBS}
-    for verb, program in running.items():
-        assert await program.wait_exit() == 0
-        assert program.out.startswith("usage: govern ")
-        assert "%(" not in program.out
-        if verb in ("register", "lookup", "watch"):
-            assert "NAME" in program.out
-        out += program.out
+    for said in await programs.each([(verb, "--help") for verb in VERBS]):
+        assert said.code == 0
+        assert said.out.startswith("usage: govern ")
+        assert "%(" not in said.out
+        if said.words[0] in ("register", "lookup", "watch"):
+            assert "NAME" in said.out
+        out += said.out
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -68,21 +67,17 @@ async def test_lookup_services_and_status_for_people_and_for_scripts(programs: P
             prod.register("orders", port=9090),
         ):
             asked = {
-                name: programs.govern(*words.split(), "--connect", node.address)
-                for name, words in {
-                    "lookup json": "lookup orders --json",
-                    "lookup": "lookup orders",
-                    "lookup prod": "lookup orders --namespace prod",
-                    "services json": "services --json",
-                    "services prod": "services --namespace prod",
-                    "status json": "status --json",
-                    "status": "status",
-                }.items()
+                "lookup json": "lookup orders --json",
+                "lookup": "lookup orders",
+                "lookup prod": "lookup orders --namespace prod",
+                "services json": "services --json",
+                "services prod": "services --namespace prod",
+                "status json": "status --json",
+                "status": "status",
             }
-            for program in asked.values():
-                assert await program.wait_exit() == 0
-                assert program.err == ""
-    out = {name: program.out for name, program in asked.items()}
+            told = await programs.each([[*words.split(), "--connect", node.address] for words in asked.values()])
+    assert all((said.code, said.err) == (0, "") for said in told), told
+    out = {name: said.out for name, said in zip(asked, told, strict=True)}
 
     instances = json.loads(out["lookup json"])
     assert [instance["id"] for instance in instances] == ["127.0.0.1:8080", "127.0.0.1:8081"]
@@ -135,12 +130,9 @@ async def test_nothing_found_and_nobody_there_have_their_own_exit_codes(programs
         (["status", "--connect", nobody, "--timeout", "0.5"], 3, nobody),
         (["register", "orders", "--port", "80", "--connect", nobody, "--timeout", "0.5", "--", "true"], 3, nobody),
     ]
-    running = [(programs.govern(*arguments), code, text) for arguments, code, text in expected]
-    for program, code, text in running:
-        assert await program.wait_exit() == code, (program.process.args, program.err)
-        assert program.out == ""
-        assert len(program.err.splitlines()) == 1, program.err
-        assert text in program.err
+    for said, (_, code, text) in zip(await programs.each([arguments for arguments, _, _ in expected]), expected, strict=True):
+        assert (said.code, said.out, len(said.err.splitlines())) == (code, "", 1), said
+        assert text in said.err
     assert not (programs.directory / "started").exists()
 
 

@@ -36,11 +36,10 @@ async def test_a_cluster_of_one_for_people_and_for_scripts(programs: Programs) -
         "reset 1": 1,
         "forget 1": 1,
     }
-    asked = {words: programs.govern(*words.split(), connect=node.address) for words in expected}
-    for words, program in asked.items():
-        assert await program.wait_exit() == expected[words], (words, program.err)
-        assert len(program.err.splitlines()) == expected[words], (words, program.err)
-        assert bool(program.out) == (expected[words] == 0), (words, program.out)
+    told = await programs.each([words.split() for words in expected], connect=node.address)
+    asked = dict(zip(expected, told, strict=True))
+    for words, said in asked.items():
+        assert (said.code, len(said.err.splitlines()), said.out == "") == (expected[words], expected[words], expected[words] == 1), said
     assert [line.split() for line in asked["nodes"].out.splitlines()] == [
         ["NODE", "CLIENTS", "PEERS", "CANDIDATE", "STATE", "PRIMARIES", "COPIES"],
         ["1", node.address, "-", "controller", "up", "16384", "16384"],
@@ -121,12 +120,13 @@ async def test_a_cluster_that_is_not_formed_yet_does_not_look_empty(programs: Pr
         "table": (1, r"16384 slots belong to nobody yet"),
         "status": (1, ""),
     }
-    asked = {words: programs.govern(*words.split(), "--timeout", "1", connect=node.address) for words in expected}
-    for words, program in asked.items():
+    told = await programs.each([[*words.split(), "--timeout", "1"] for words in expected], connect=node.address)
+    asked = dict(zip(expected, told, strict=True))
+    for words, said in asked.items():
         code, text = expected[words]
-        assert await program.wait_exit() == code, (words, program.err)
-        assert re.fullmatch(f"govern: {text}\n" if text else "", program.err), program.err
-        assert bool(program.out) == (words == "status"), program.out
+        assert said.code == code, said
+        assert re.fullmatch(f"govern: {text}\n" if text else "", said.err), said
+        assert bool(said.out) == (words == "status"), said
     assert re.search(r"^degraded +the cluster is not formed yet: no link to nodes 2, 3$", asked["status"].out, re.MULTILINE)
 
 
@@ -151,12 +151,11 @@ async def test_a_node_says_what_is_wrong_with_its_peers(programs: Programs) -> N
             ("--candidate false", 2, "name them in peers"),
             ("--candidate=false --peers 1=127.0.0.1:1", 2, "take it out there"),
         ]
-        asked = [(programs.govern(*flags.split()), code, text) for flags, code, text in wrong]
-        for program, code, text in asked:
-            assert await program.wait_exit() == code, (program.process.args, program.err)
-            assert program.out == ""
-            *before, line = program.err.splitlines()
-            assert all(re.match(r"\d{4}-\d\d-\d\dT\S+ (info|warning) ", each) for each in before), program.err  # what it logged on its way
+        told = await programs.each([flags.split() for flags, _, _ in wrong])
+        for said, (_, code, text) in zip(told, wrong, strict=True):
+            assert (said.code, said.out) == (code, ""), said
+            *before, line = said.err.splitlines()
+            assert all(re.match(r"\d{4}-\d\d-\d\dT\S+ (info|warning) ", each) for each in before), said  # what it logged on its way
             assert re.search(text, line), line
 
 
