@@ -7,6 +7,7 @@ A part of the slot manager, in a module of its own. What is decided is decided b
 
 O1  Every word is answered once: by the controller, or after `WORD_SECONDS` with "nobody knows". It is never passed on twice.
 O2  An answer "done" means that the record or the change is committed. What is read was confirmed by a majority after it was asked for.
+O3  What was answered with "nobody knows" is not begun any more; what was on its way into the log by then may still happen.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ class Administration:
         """Give up what waited for too long (O1), and answer what the controller has decided."""
         now = trio.current_time()
         for token in [token for token, asked in self._asked.items() if asked.until <= now]:
+            if manager.controller is not None:
+                manager.controller.abandon(token)  # O3
             self._answer(manager, token, Indeterminate.reason, "it was not decided in time: look whether it has happened")
         for number in [number for number, (_, until) in self._words.items() if until <= now]:
             text = f"the controller did not answer within {WORD_SECONDS:g} s: look whether it has happened"

@@ -64,8 +64,6 @@ from .runtime import Mailbox
 ENTRIES_PER_MAIL: Final = 256
 RETRY_SECONDS: Final = 1.0
 CHANGES_WAITING_MAX: Final = 16
-EARLY_MAX: Final = 16
-"""Messages kept for a log that is about to be begun: the first campaign in a cluster comes a moment after the word that it exists."""
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +95,6 @@ class Election:
         self._to_save: Snapshot | None = None
         self._compact_wanted: Compact | None = None
         self._told: tuple[int, Member | None, bool] | None = None
-        self._early: deque[RaftMail] = deque(maxlen=EARLY_MAX)
         self._heard: tuple[int, int] | None = None  # another node that leads or led, and when it was heard last
         self._changes: deque[tuple[int, int, ChangeMembers]] = deque()  # index and term of the entry, and who asked
 
@@ -182,8 +179,6 @@ class Election:
         core, now_us = self.core, self._now_us()
         if isinstance(mail, Form | Join):
             await self._begin(mail)
-        elif core is None and isinstance(mail, RaftMail):
-            self._early.append(mail)
         elif core is None:
             _log.debug("no metadata log was begun yet: %s is dropped", type(mail).__name__)
         elif isinstance(mail, RaftMail):
@@ -213,8 +208,6 @@ class Election:
                 entries = [first, Entry(mail.base + 2, 1, DATA, mail.record)]
             await self._until_there_is_space(partial(self._log.begin, hard, snapshot, entries))
             self._make_core(hard, snapshot, entries)
-            while self._early:
-                await self._take(self._early.popleft())
         if isinstance(mail, Form):
             await self._manager_mailbox.put(Formed())
             assert self.core is not None

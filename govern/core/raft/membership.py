@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ...peer_messages import Member
-from .types import MEMBERS_MAX, ChangeRefused, Membership
+from ...peer_messages import MEMBERS_MAX, Member
+from .types import ChangeRefused, Membership
 
 VOTERS_MAX: Final = 7
 """More voters make every decision slower and survive nothing that seven do not."""
