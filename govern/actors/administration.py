@@ -20,6 +20,7 @@ import trio
 
 from ..core.controller import DecisionRefused
 from ..core.ownership import Ownership
+from ..core.raft.membership import advice
 from ..core.requests import Word
 from ..environment import Random
 from ..errors import Indeterminate, NoController, Rejected
@@ -216,9 +217,9 @@ class Administration:
             "voters": [member.node_id for member in membership.voters],
             "learners": [member.node_id for member in membership.learners],
         }
-        count = len(membership.voters)
-        if count in (2, 4):
-            told["warning"] = f"{count} voters survive no more losses than {count - 1}: use {count - 1} or {count + 1}"
+        warning = advice(len(membership.voters))
+        if warning:
+            told["warning"] = warning
         return told
 
     def _nodes(self, manager: SlotManager) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.ownership import Ownership
+from ..core.raft.membership import advice
 from ..core.raft.types import Membership
 from ..core.table import UP, Table
 from .election import Election
@@ -63,6 +64,10 @@ class ClusterStatus:
         return self._about_the_cluster(is_fresh) + [
             f"no link to node {node_id}: {text}" for node_id, text in sorted(self._links.refusals().items())
         ]
+
+    def notices(self) -> list[str]:
+        """What works, and would be better otherwise."""
+        return list(filter(None, [advice(len(self._membership.voters))]))
 
     def _about_the_cluster(self, is_fresh: bool) -> list[str]:
         manager = self._manager
