@@ -232,12 +232,14 @@ class Administration:
             disk_id = b"" if node is None else node.disk_id
             is_voter = Member(row["node_id"], disk_id) in membership.voters
             rows.append({**row, "voter": is_voter})
+        behind = self._election.entries_behind()
         members = [
             {
                 "node_id": progress.member.node_id,
                 "disk_id": progress.member.disk_id.hex(),
                 "voter": progress.voter,
                 "match": progress.match,
+                "behind": behind.get(progress.member),
                 "recent": progress.recent,
             }
             for progress in self._election.progress()

@@ -130,6 +130,13 @@ class Election:
         """What a leader knows of the candidates; nothing on others."""
         return [] if self.core is None else self.core.progress()
 
+    def entries_behind(self) -> dict[Member, int]:
+        """How many entries of the log each candidate lacks that this leader has written; only of those that it has heard. Nothing on
+        others."""
+        progress = self.progress()
+        last = max((each.match for each in progress), default=0)
+        return {each.member: last - each.match for each in progress if each.match}
+
     # --- running ------------------------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:

@@ -12,14 +12,14 @@ import trio
 from trio.testing import MockClock
 
 from govern.actors.election import Election
-from govern.actors.mail import Compact, ElectionMail, Entries, Form, Led, ManagerMail, Propose, Unproposed
+from govern.actors.mail import Compact, ElectionMail, Entries, Form, Led, ManagerMail, Propose, RaftMail, Unproposed
 from govern.actors.metadata_log import MetadataLog
 from govern.actors.runtime import Mailbox
 from govern.core.meta import ClusterInit, NodeForgotten
 from govern.core.raft.core import UNCOMMITTED_MAX
 from govern.core.raft.membership import advice
 from govern.core.raft.types import DATA, Timing
-from govern.peer_messages import Member
+from govern.peer_messages import AppendAnswer, Member, PreVoteAnswer, VoteAnswer
 from govern.storage.raft_log import MemoryRaftLog
 
 ME = Member(1, b"d" * 16)
@@ -81,6 +81,24 @@ async def test_a_cluster_that_is_formed_with_too_many_voters_says_so(
 
 def data_of(heard: list[ManagerMail]) -> list[bytes]:
     return [entry.data for mail in heard if isinstance(mail, Entries) for entry in mail.entries if entry.kind == DATA]
+
+
+async def test_a_leader_knows_how_far_the_others_are_behind(autojump_clock: MockClock) -> None:
+    """The one that it has heard lacks what came since; of the other nothing is known. Who does not lead knows of nobody."""
+    two, three = (Member(node_id, bytes([node_id]) * 16) for node_id in (2, 3))
+    async with open_election(ME, two, three) as one:
+        await one.heard()
+        assert one.election.entries_behind() == {}
+        core = one.election.core
+        assert core is not None
+        one.mailbox.post(RaftMail(PreVoteAnswer(ME, two, core.term + 1, True)))
+        await one.heard()
+        one.mailbox.post(RaftMail(VoteAnswer(ME, two, core.term, True)))
+        await one.heard()
+        one.mailbox.post(RaftMail(AppendAnswer(ME, two, core.term, True, core.last_index, 0, 1)))
+        one.mailbox.post(Propose(core.term, [RECORD, RECORD]))
+        await one.heard()
+        assert one.election.entries_behind() == {ME: 0, two: 2}
 
 
 async def test_records_that_find_no_room_come_back(autojump_clock: MockClock) -> None:
