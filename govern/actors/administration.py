@@ -21,6 +21,7 @@ import trio
 
 from ..core.controller import DecisionRefused
 from ..core.ownership import Ownership
+from ..core.raft.membership import advice
 from ..core.requests import Word
 from ..environment import Random
 from ..errors import Indeterminate, NoController, Rejected
@@ -219,9 +220,9 @@ class Administration:
             "voters": [member.node_id for member in membership.voters],
             "learners": [member.node_id for member in membership.learners],
         }
-        count = len(membership.voters)
-        if count in (2, 4):
-            told["warning"] = f"{count} voters survive no more losses than {count - 1}: use {count - 1} or {count + 1}"
+        warning = advice(len(membership.voters))
+        if warning:
+            told["warning"] = warning
         return told
 
     def _nodes(self, manager: SlotManager) -> dict[str, Any]:
@@ -234,12 +235,14 @@ class Administration:
             disk_id = b"" if node is None else node.disk_id
             is_voter = Member(row["node_id"], disk_id) in membership.voters
             rows.append({**row, "voter": is_voter})
+        behind = self._election.entries_behind()
         members = [
             {
                 "node_id": progress.member.node_id,
                 "disk_id": progress.member.disk_id.hex(),
                 "voter": progress.voter,
                 "match": progress.match,
+                "behind": behind.get(progress.member),
                 "recent": progress.recent,
             }
             for progress in self._election.progress()

@@ -22,6 +22,7 @@ from typing import Final
 import trio
 
 from ..core.raft.core import RaftCore, Role
+from ..core.raft.membership import advice
 from ..core.raft.types import (
     DATA,
     VOTERS,
@@ -95,6 +96,7 @@ class Election:
         self._to_save: Snapshot | None = None
         self._compact_wanted: Compact | None = None
         self._told: tuple[int, Member | None, bool] | None = None
+        self._advised = 0  # for so many voters
         self._heard: tuple[int, int] | None = None  # another node that leads or led, and when it was heard last
         self._changes: deque[tuple[int, int, ChangeMembers]] = deque()  # index and term of the entry, and who asked
 
@@ -124,6 +126,13 @@ class Election:
     def progress(self) -> list[MemberProgress]:
         """What a leader knows of the candidates; nothing on others."""
         return [] if self.core is None else self.core.progress()
+
+    def entries_behind(self) -> dict[Member, int]:
+        """How many entries of the log each candidate lacks that this leader has written; only of those that it has heard. Nothing on
+        others."""
+        progress = self.progress()
+        last = max((each.match for each in progress), default=0)
+        return {each.member: last - each.match for each in progress if each.match}
 
     # --- running ------------------------------------------------------------------------------------------------------------
 
@@ -170,10 +179,19 @@ class Election:
         now_us = self._now_us()
         if now_us >= core.deadline_us:
             core.tick(now_us)
+        self._advise(len(core.membership.voters))
         self._compact(core)
         self._send_all()
         self._give_to_disk()
         await self._hand_on()
+
+    def _advise(self, voters: int) -> None:
+        """Say once that another number of voters would be better: at the start, when the cluster is formed, and after a change."""
+        if voters != self._advised:
+            self._advised = voters
+            text = advice(voters)
+            if text:
+                _log.warning("%s", text)
 
     async def _take(self, mail: ElectionMail) -> None:
         core, now_us = self.core, self._now_us()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +18,11 @@ from govern.core.standing import Standing
 from govern.core.table import SlotRun, Table
 from govern.peer_messages import NodeHeartbeat, NodeHeartbeatOk, NodeRegister
 
-from .cluster_heap import Run, failure_of
+from .cluster_heap import COUNTED, Run, failure_of, summary_of
+from .many import run_many
 
 RUNS = 130
-RUNS_DEEP = 20_000
+RUNS_DEEP = 100_000
 
 
 def test_short_runs() -> None:
@@ -44,9 +43,8 @@ def test_short_runs() -> None:
 
 @pytest.mark.deep
 def test_many_short_runs() -> None:
-    """Twenty thousand of them."""
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        assert [failure for failure in pool.imap_unordered(failure_of, range(RUNS_DEEP), chunksize=50) if failure] == []
+    """A hundred thousand of them; the totals are printed."""
+    assert run_many(summary_of, COUNTED, range(RUNS_DEEP)) == []
 
 
 # --- the mutants ------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +12,8 @@ from govern.core.entries import ExpireOp
 from govern.core.sessions import Sessions, Silent
 
 from . import test_mutants
-from .heap import Run, failure_of
+from .heap import COUNTED, Run, failure_of, summary_of
+from .many import run_many
 
 RUNS = 250
 RUNS_DEEP = 100_000
@@ -41,9 +40,8 @@ def test_short_runs() -> None:
 
 @pytest.mark.deep
 def test_many_short_runs() -> None:
-    """A hundred thousand of them."""
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        assert [failure for failure in pool.imap_unordered(failure_of, range(RUNS_DEEP), chunksize=100) if failure] == []
+    """A hundred thousand of them; the totals are printed."""
+    assert run_many(summary_of, COUNTED, range(RUNS_DEEP)) == []
 
 
 def lived_time_runs_on(patch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from .harness import NodeProgram, Program, Programs, free_port, wait_until
 
 INSTANCE_FIELDS = set(Instance(id="i", host="h", port=1, lease_id=LSN_ZERO, lsn=LSN_ZERO).to_json())
 STATUS_FIELDS = {"node_id", "cluster_id", "version", "role", "controller", "term", "table_version", "fresh", "mode", "sessions"}
-STATUS_FIELDS |= {"instances", "services", "subscriptions", "loop_lag_ms", "fsync_ms", "brakes", "degraded"}
+STATUS_FIELDS |= {"instances", "services", "subscriptions", "loop_lag_ms", "fsync_ms", "brakes", "notices", "degraded"}
 VERBS = (
     *("serve", "register", "lookup", "watch", "services", "status", "config", "drain", "evict", "explain"),
     *("nodes", "table", "members", "transfer", "reset", "forget", "recover"),
@@ -150,6 +150,7 @@ async def test_status_is_a_health_check(programs: Programs) -> None:
     reasons = ["the last fsync took 2345 ms: the disk is slow, and this sentence is far too long for one line", "and \x1b[31m"]
     states: list[tuple[dict[str, object], int]] = [
         ({}, 0),
+        ({"notices": ["2 voters survive no more losses than 1: use 1 or 3"]}, 0),
         ({"fresh": False, "degraded": ["loading"]}, 1),
         ({"fresh": False}, 1),
         ({"degraded": reasons, "fsync_ms": 2345.0, "loop_lag_ms": 0.25, "brakes": ["expiry is held"]}, 1),
@@ -165,7 +166,8 @@ async def test_status_is_a_health_check(programs: Programs) -> None:
                 assert program.err == ""
             asked.append(running)
     assert json.loads(asked[-1][1].out).items() >= states[-1][0].items()
-    assert re.search(r"^degraded +loading$", asked[1][0].out, re.MULTILINE)
+    assert re.search(r"^degraded +loading$", asked[2][0].out, re.MULTILINE)
+    assert re.search(r"^notices +2 voters survive no more losses than 1: use 1 or 3$", asked[1][0].out, re.MULTILINE)
     assert re.search(r"^brakes +none$", asked[1][0].out, re.MULTILINE)
     out = asked[-1][0].out
     for row in ("fsync +2.3 s", "loop lag +0.2 ms", "brakes +expiry is held", "degraded +the last fsync .*", " +and \\\\x1b\\[31m"):

@@ -15,8 +15,9 @@ from govern.cli.reads import _state_lines
 from .harness import Programs, free_port, free_ports
 
 NODES_FIELDS = {"node_id", "clients", "peers", "candidate", "voter", "state", "primaries", "copies", "controller"}
+MEMBERS_FIELDS = {"node_id", "disk_id", "voter", "match", "behind", "recent", "controller"}
 TABLE_FIELDS = {"first", "last", "primary", "copies", "in_sync", "term"}
-VERBS = ("nodes", "table", "members add 2", "members promote 2", "members remove 2", "transfer", "reset 1", "forget 2")
+VERBS = ("nodes", "table", "members", "members add 2", "members promote 2", "members remove 2", "transfer", "reset 1", "forget 2")
 
 
 async def test_a_cluster_of_one_for_people_and_for_scripts(programs: Programs) -> None:
@@ -25,6 +26,8 @@ async def test_a_cluster_of_one_for_people_and_for_scripts(programs: Programs) -
     expected = {
         "nodes": 0,
         "nodes --json": 0,
+        "members": 0,
+        "members --json": 0,
         "table": 0,
         "table --json": 0,
         "status": 0,
@@ -44,6 +47,9 @@ async def test_a_cluster_of_one_for_people_and_for_scripts(programs: Programs) -
         ["NODE", "CLIENTS", "PEERS", "CANDIDATE", "STATE", "PRIMARIES", "COPIES"],
         ["1", node.address, "-", "controller", "up", "16384", "16384"],
     ]
+    assert re.fullmatch(r"NODE +PART +BEHIND +ANSWERS +DISK\n1 +controller +0 +yes +[0-9a-f]{32}\n", asked["members"].out)
+    (member,) = json.loads(asked["members --json"].out)
+    assert member.keys() == MEMBERS_FIELDS
     (row,) = json.loads(asked["nodes --json"].out)
     assert row.keys() >= NODES_FIELDS
     (run,) = json.loads(asked["table --json"].out)
@@ -65,7 +71,6 @@ async def test_a_cluster_of_one_for_people_and_for_scripts(programs: Programs) -
 
 
 WRONG = {
-    "members": "add|promote|remove",
     "members grow 2": "'grow'",
     "members add": "NODE",
     "members add two": "'two'",
@@ -117,6 +122,7 @@ async def test_a_cluster_that_is_not_formed_yet_does_not_look_empty(programs: Pr
         "lookup orders": (3, r"slot \d+ of default/orders is not assigned to a node yet; given up after 1 s"),
         "services": (3, r"no slot is assigned to a node yet; given up after 1 s"),
         "nodes": (1, r"there is no controller now; this is what node 1 knows"),
+        "members": (1, r"there is no controller now: govern status tells why; try again when there is one"),
         "table": (1, r"16384 slots belong to nobody yet"),
         "status": (1, ""),
     }
@@ -165,21 +171,25 @@ def test_the_state_of_a_cluster_is_readable() -> None:
     state = {
         "controller": None,
         "candidates": [
-            {"node_id": 1, "voter": True, "reachable": True},
-            {"node_id": 2, "voter": True, "reachable": False},
-            {"node_id": 3, "voter": False, "reachable": False},
+            {"node_id": 1, "voter": True, "reachable": True, "behind": 0},
+            {"node_id": 2, "voter": True, "reachable": False, "behind": 17},
+            {"node_id": 3, "voter": False, "reachable": True, "behind": 1},
+            {"node_id": 4, "voter": False, "reachable": False, "behind": None},
+            {"node_id": 5, "voter": False, "reachable": True},  # a node of an older version
         ],
         "links": [4, 5],
         "degraded": [reason],
     }
     lines = _state_lines(state)
-    assert lines[:5] == [
+    assert lines[:7] == [
         "controller  none",
         "candidates  1 voter",
-        "            2 voter, cannot be reached",
-        "            3 learner, cannot be reached",
+        "            2 voter, 17 entries behind, cannot be reached",
+        "            3 learner, 1 entry behind",
+        "            4 learner, cannot be reached",
+        "            5 learner",
         "links       4, 5",
     ]
-    assert " ".join(line[12:] for line in lines[5:]) == reason
+    assert " ".join(line[12:] for line in lines[7:]) == reason
     assert max(map(len, lines)) <= 80
     assert _state_lines({"candidates": [], "links": []}) == ["candidates  none", "links       none"]
