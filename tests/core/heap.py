@@ -412,10 +412,11 @@ class Run:
             return
         link = connection.link
         self.rig.dispatch.now_us = round(self.now * 1e6)
-        if link.closing is None:
+        was_open = link.closing is None
+        self.rig.dispatch.receive(link, raw)
+        if was_open and link.closing is None:  # a Hello that a later one has overtaken is refused, and proves nothing
             self.heard[connection.client.session_id] = self._lived_us
             self.counts["overtaken"] += connection.client.connection is not connection
-        self.rig.dispatch.receive(link, raw)
         self._flush()
 
     def _arrive_at_client(self, connection: Connection, raw: list[object]) -> None:
