@@ -11,11 +11,17 @@ N2  A higher boot number on the same disk proves that the process before it is g
     granted again with new terms. Another disk proves nothing: that life is taken in when the one before has been given up.
 N3  A lower boot number than known is refused: the disk was rolled back. Copies on a disk that the node no longer has are lost; nobody gets
     their slots until an operator says so, unless that disk was memory.
-N6  A lease is lent to a registered life that is up, by a leader with a lease of its own.
+N6  A lease is lent to a registered life that is up, by a leader with a lease of its own. To the leader's own node it is lent from the
+    beginning of the newest round that a majority has answered, to others from their heartbeats.
 N7  A node is given up when nothing was heard from it for five seconds, counted from the start of this controller at the earliest. For the
-    node of the leader before, it is counted from what that one sent last, and one election timeout before the start at the earliest:
-    that leader's own lease, without which it lends nothing, ended before the election could succeed, but perhaps not before we ceased
-    to hear it. So the lease of a node is always over before the node is given up.
+    node of the leader before, it is counted from what that one sent last, and one election timeout before the start at the earliest.
+    The lease of a node is always over before the node is given up, also when each clock is wrong by a tenth. Let s be when the last
+    round began that a majority answered. A lease lasts 4/0.9 = 4.44 s at most, a silence 5/1.1 = 4.54 s at least, and nobody is elected
+    before s + 1/1.1 = s + 0.91. The leader before lent others nothing after s + 0.8/0.9 = s + 0.89, so their leases are over at
+    s + 5.33, and are given up at s + 0.91 + 4.54 = s + 5.45 at the earliest. It lent its own node nothing beyond s + 4.44. That one is
+    given up 4.54 s after what was heard from it, which is after s + 4.54 if that came with this round or later; and if it came
+    before, (5 - 1)/1.1 = 3.64 s after the election, which is at s + 0.91 + 3.64 = s + 4.54 again. A credit of more than 1.1 s would be
+    too much. When the leadership was handed over nobody waited for an election timeout, but the offer was heard, after s.
 N9  When more than half of all nodes fall silent within five seconds they are given up all the same, and there is an alarm.
 
 Time counts as lived: a leader that was stopped for a while has to hear its nodes' silence anew. `now_us` never goes back.
@@ -37,7 +43,7 @@ from .table import DOWN, UP, SlotRun
 
 SILENCE_US: Final = 5_000_000
 ELECTION_US: Final = 1_000_000
-"""Nobody is elected within this time of the last sign of life of the leader before (rule R1)."""
+"""Nobody is elected within this time of the last sign of life of the leader before (rule R1): what N7 credits at most."""
 QUIET_US: Final = 300_000
 """The first assignment waits until no node has joined for so long."""
 FIRST_WAIT_US: Final = 5_000_000
@@ -110,17 +116,17 @@ class Controller:
         if len(self._waiting) < NODES_MAX or message.node_id in self._waiting:
             self._waiting[message.node_id] = message
 
-    def heartbeat(self, message: NodeHeartbeat, now_us: int, has_lease: bool) -> NodeHeartbeatOk | None:
+    def heartbeat(self, message: NodeHeartbeat, now_us: int, proved_us: int | None) -> NodeHeartbeatOk | None:
         """The answer to a heartbeat: a lease, or that this life is not known (any more); None when there is nothing that could be said for
-        certain. `has_lease` is whether this leader's own lease holds (N6)."""
+        certain. `proved_us` is when the newest round began that a majority has answered, None when this leader's own lease is over (N6)."""
         self._live(now_us)
         node = self.meta.nodes.get(message.node_id)
         known = node is not None and node.row.state == UP and node.is_life(message.disk_id, message.boot_no)
         if known:
             self._hear(message.node_id)
-        if not has_lease or self._is_changing(message.node_id):
+        if proved_us is None or self._is_changing(message.node_id):
             return None
-        code, lease_ms = (HEARTBEAT_LEASED, LEASE_MS) if known else (HEARTBEAT_UNKNOWN, 0)
+        code, lease_ms = (HEARTBEAT_LEASED, self._lease_ms(message.node_id, proved_us)) if known else (HEARTBEAT_UNKNOWN, 0)
         life = message.node_id, message.disk_id, message.boot_no
         return NodeHeartbeatOk(*life, message.via, message.number, code, lease_ms, self.meta.version, self.me.node_id)
 
@@ -229,6 +235,11 @@ class Controller:
     def _hear(self, node_id: int) -> None:
         self._heard[node_id] = self._lived_us
         self._here[node_id] = None
+
+    def _lease_ms(self, node_id: int, proved_us: int) -> int:
+        """How long a lease is lent to a node that is heard now (N6)."""
+        spent_us = self._now_us - proved_us if node_id == self.me.node_id else 0
+        return max(0, LEASE_MS - -(-spent_us // 1000))
 
     def _refusal(self, message: NodeRegister) -> str | None:
         node_id = message.node_id

@@ -77,10 +77,11 @@ class Leadership:
         message = NodeRegister(node_id, disk(node_id, number), boot_no, 2, f"c{node_id}", f"p{node_id}", True, False, False)
         self.controller.register(attrs.evolve(message, **changes), self.now)
 
-    def beat(self, node_id: int, boot_no: int = 1, number: int = 1, has_lease: bool = True) -> NodeHeartbeatOk | None:
+    def beat(self, node_id: int, boot_no: int = 1, number: int = 1, proved: int | None = 0) -> NodeHeartbeatOk | None:
+        """A heartbeat; the leader's newest round began `proved` ago, or nothing proves that it leads."""
         self.number += 1
         message = NodeHeartbeat(node_id, disk(node_id, number), boot_no, 2, self.number, 0, 0, 0, 0, 0)
-        return self.controller.heartbeat(message, self.now, has_lease)
+        return self.controller.heartbeat(message, self.now, None if proved is None else self.now - proved)
 
     def beat_all(self, us: int, *node_ids: int) -> list[Record]:
         """Time passes while these nodes are heard."""
@@ -214,8 +215,16 @@ def test_a_heartbeat_is_answered_with_what_is_certain() -> None:
     for strange in (lead.beat(9), lead.beat(1, 2), lead.beat(1, 1, 2)):
         assert strange is not None
         assert (strange.code, strange.lease_ms) == (HEARTBEAT_UNKNOWN, 0)
-    assert lead.beat(1, has_lease=False) is None
-    assert lead.beat(9, has_lease=False) is None
+    assert lead.beat(1, proved=None) is None
+    assert lead.beat(9, proved=None) is None
+
+
+def test_what_a_leader_lends_to_its_own_node_runs_from_its_newest_round() -> None:
+    """N6: its node is judged by the leader's own silence (N7). A part of a millisecond is never lent."""
+    lead = assigned()
+    for proved, own in ((0, 4_000), (1, 3_999), (200_000, 3_800), (799_999, 3_200)):
+        answers = lead.beat(1, proved=proved), lead.beat(2, proved=proved)
+        assert [answer is not None and answer.lease_ms for answer in answers] == [own, 4_000]
 
 
 def test_silence() -> None:

@@ -46,7 +46,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 def lease_without_term_check(patch: pytest.MonkeyPatch) -> None:
     """A controller lends leases as long as it has not heard that it was deposed."""
-    patch.setattr(Election, "has_lease", lambda self, now_us: self.leads)
+    patch.setattr(Election, "proved_us", lambda self, now_us: now_us if self.leads else None)
 
 
 def acts_before_registration(patch: pytest.MonkeyPatch) -> None:
