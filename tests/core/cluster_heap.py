@@ -456,12 +456,12 @@ class Run:
     def _commit(self, leader: Leader) -> None:
         count = self.chance.randint(1, len(leader.pending))
         taken, leader.pending = leader.pending[:count], leader.pending[count:]
-        for record in taken:
+        for place, record in enumerate(taken, 1):
             self._index += 1
             if record is not None:
                 self._watch(self._index, record)
                 self.log.append((self._index, record))
-            elif leader.pending == [] or None not in leader.pending:
+            elif None not in [*taken[place:], *leader.pending]:  # its own: the last one
                 self._catch_up(leader.process)
                 self._lead(leader)
         self._catch_up(leader.process)
