@@ -137,6 +137,7 @@ class Run:
         handover = self.chance.random() < 0.2  # this one is about leases alone: of a leader that is cut off, by clocks that differ most
         if handover:
             self._faults, self._delay = [self._fault_controller], 0.02
+        self._stops_between = seed % 10 == 5  # in this run leaders are stopped between a registration and its grants
         self._leader: Leader | None = None  # the newest
         self._served = 0  # the newest term in which something was committed
         self.log: list[tuple[int, Record]] = [(1, ClusterInit(CLUSTER_ID))]
@@ -465,6 +466,9 @@ class Run:
                 self._catch_up(leader.process)
                 self._lead(leader)
         self._catch_up(leader.process)
+        has_joined = any(isinstance(record, NodeJoined) for record in taken)
+        if self._stops_between and has_joined and not self._calm and self.chance.random() < 0.3:
+            self._freeze(leader.process, 3.0)
 
     def _lead(self, leader: Leader) -> None:
         process = leader.process
