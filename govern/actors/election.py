@@ -119,9 +119,13 @@ class Election:
     def membership(self) -> Membership:
         return Membership() if self.core is None else self.core.membership
 
-    def has_lease(self, now_us: int) -> bool:
-        """Whether no other leader can have been elected yet (rule R7)."""
-        return self.core is not None and self.core.ready_to_serve and self.core.has_lease(now_us)
+    def proved_us(self, now_us: int) -> int | None:
+        """When the newest round began that a majority has answered, while it proves that no other leader can have been elected yet (rule
+        R7); None when nothing does."""
+        core = self.core
+        if core is None or not core.ready_to_serve or not core.has_lease(now_us):
+            return None
+        return core.lease_until_us - self._timing.lease_us
 
     def progress(self) -> list[MemberProgress]:
         """What a leader knows of the candidates; nothing on others."""
@@ -200,8 +204,9 @@ class Election:
         elif core is None:
             _log.debug("no metadata log was begun yet: %s is dropped", type(mail).__name__)
         elif isinstance(mail, RaftMail):
+            leader = core.leader
             core.step(mail.message, now_us)
-            if core.leader == mail.message.sender:
+            if mail.message.sender in (leader, core.leader):  # its last word may be that we shall lead
                 self._heard = (mail.message.sender.node_id, now_us)
         elif isinstance(mail, Written):
             pass  # what it means was told to the rules when the disk said so; this mail only wakes the loop
@@ -317,6 +322,8 @@ class Election:
             if core.ready_to_serve:
                 _log.info("this node is the controller, term %d", core.term)
             await tell(Led(*now, self._heard))
+            if core.ready_to_serve:
+                self._heard = None  # from now on that one is a node like any other
 
     async def _settle_changes(self, core: RaftCore) -> None:
         """Answer for changes that are committed, or that cannot be any more because this leadership has ended."""

@@ -171,7 +171,7 @@ class Installed:
 @attrs.frozen(eq=False)
 class Led:
     """Who leads has changed: `leader` is None while nobody is known. `serving`: this node leads, and its first entry is committed.
-    `previous`: another node that led before, and when it was heard last, in microseconds of trio's clock."""
+    `previous`: another node that led since this one last served, and when it was heard last, in microseconds of trio's clock."""
 
     term: int
     leader: Member | None

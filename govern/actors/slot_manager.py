@@ -483,8 +483,8 @@ class SlotManager:
             return
         assert self._election is not None
         is_of_this_term = self._election.term == self._term  # not that of a later leadership
-        has_lease = is_of_this_term and now_us >= self._lend_us and self._election.has_lease(now_us)  # G5
-        answer = self.controller.heartbeat(message, now_us, has_lease)
+        proved_us = self._election.proved_us(now_us) if is_of_this_term and now_us >= self._lend_us else None  # G5
+        answer = self.controller.heartbeat(message, now_us, proved_us)
         if answer is not None:
             self._send_back(answer)
 

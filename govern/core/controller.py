@@ -11,12 +11,23 @@ N2  A higher boot number on the same disk proves that the process before it is g
     granted again with new terms. Another disk proves nothing: that life is taken in when the one before has been given up.
 N3  A lower boot number than known is refused: the disk was rolled back. Copies on a disk that the node no longer has are lost; nobody gets
     their slots until an operator says so, unless that disk was memory.
-N6  A lease is lent to a registered life that is up, by a leader with a lease of its own.
+N6  A lease is lent to a registered life that is up, by a leader with a lease of its own. To the leader's own node it is lent from the
+    beginning of the newest round that a majority has answered, to others from their heartbeats.
 N7  A node is given up when nothing was heard from it for five seconds, counted from the start of this controller at the earliest. For the
-    node of the leader before, it is counted from what that one sent last, and one election timeout before the start at the earliest:
-    that leader's own lease, without which it lends nothing, ended before the election could succeed, but perhaps not before we ceased
-    to hear it. So the lease of a node is always over before the node is given up.
+    node of the leader before, it is counted from what that one sent last, and one election timeout before the start at the earliest.
+    The lease of a node is always over before the node is given up, also when each clock is wrong by a tenth. Let s be when the last
+    round began that a majority answered. A lease lasts 4/0.9 = 4.44 s at most, a silence 5/1.1 = 4.54 s at least, and nobody is elected
+    before s + 1/1.1 = s + 0.91. The leader before lent others nothing after s + 0.8/0.9 = s + 0.89, so their leases are over at
+    s + 5.33, and are given up at s + 0.91 + 4.54 = s + 5.45 at the earliest. It lent its own node nothing beyond s + 4.44. That one is
+    given up 4.54 s after what was heard from it, which is after s + 4.54 if that came with this round or later; and if it came
+    before, (5 - 1)/1.1 = 3.64 s after the election, which is at s + 0.91 + 3.64 = s + 4.54 again. A credit of more than 1.1 s would be
+    too much. When the leadership was handed over nobody waited for an election timeout, but the offer was heard, after s.
 N9  When more than half of all nodes fall silent within five seconds they are given up all the same, and there is an alarm.
+N10 Nobody is given up because the disks hang everywhere. A record that waits for the disks cannot be taken back, and by the time they work
+    again its reason may have gone: so before anybody is given up, a record that says nothing goes through the log. When it took longer
+    than a second the log hung, and perhaps the nodes with it: then they have the time of three heartbeats to speak, from the moment at
+    which it was there. And a node whose last word was that its log hangs is not given up before another one has been known to be better
+    for so long: when the disks of all come back together, one of them speaks first.
 
 Time counts as lived: a leader that was stopped for a while has to hear its nodes' silence anew. `now_us` never goes back.
 """
@@ -39,14 +50,22 @@ from ..peer_messages import (
     NodeRegister,
     NodeRegistered,
 )
-from .meta import MetaState, NodeFenced, NodeForgotten, NodeJoined, Record, SlotBatch, SlotItem
+from .meta import LogProved, MetaState, NodeFenced, NodeForgotten, NodeJoined, Record, SlotBatch, SlotItem
 from .slots import SLOT_COUNT
 from .standing import LEASE_MS
-from .table import DOWN, UP, SlotRun
+from .table import DOWN, UP, SlotRun, TableNode
 
 SILENCE_US: Final = 5_000_000
 ELECTION_US: Final = 1_000_000
-"""Nobody is elected within this time of the last sign of life of the leader before (rule R1)."""
+"""Nobody is elected within this time of the last sign of life of the leader before (rule R1): what N7 credits at most."""
+HUNG_US: Final = 1_000_000
+"""A log that needs more than this for a record hangs (N10)."""
+SPEAK_US: Final = 1_500_000
+"""Who works is heard within this time: three heartbeats."""
+PROOF_US: Final = 2_000_000
+"""A proof that the log works counts for so long: for `SPEAK_US` and a tick."""
+HANGS_MS: Final = 2_000
+"""A node of which this was the last word fell silent because its log hangs: it goes on to speak until that hangs for three seconds."""
 QUIET_US: Final = 300_000
 """The first assignment waits until no node has joined for so long."""
 FIRST_WAIT_US: Final = 5_000_000
@@ -94,6 +113,10 @@ class Controller:
         self._on_its_way: list[Record] = []
         self._answers: list[NodeRegistered] = []
         self._given_up: dict[int, int] = {}  # node → lived time
+        self._hangs: dict[int, bool] = {}  # whether a node's last heartbeat said that its log hangs
+        self._proof_asked_us: int | None = None  # lived times of N10
+        self._proof_until_us = self._patient_until_us = 0
+        self._no_better_us = -SPEAK_US  # when nobody was known to be better than those whose logs hang
         self._resets: dict[int, list[object]] = {}
         self._forgets: dict[int, list[object]] = {}
         self._decided: list[Decided] = []
@@ -119,17 +142,18 @@ class Controller:
         if len(self._waiting) < NODES_MAX or message.node_id in self._waiting:
             self._waiting[message.node_id] = message
 
-    def heartbeat(self, message: NodeHeartbeat, now_us: int, has_lease: bool) -> NodeHeartbeatOk | None:
+    def heartbeat(self, message: NodeHeartbeat, now_us: int, proved_us: int | None) -> NodeHeartbeatOk | None:
         """The answer to a heartbeat: a lease, or that this life is not known (any more); None when there is nothing that could be said for
-        certain. `has_lease` is whether this leader's own lease holds (N6)."""
+        certain. `proved_us` is when the newest round began that a majority has answered, None when this leader's own lease is over (N6)."""
         self._live(now_us)
         node = self.meta.nodes.get(message.node_id)
         known = node is not None and node.row.state == UP and node.is_life(message.disk_id, message.boot_no)
         if known:
             self._hear(message.node_id)
-        if not has_lease or self._is_changing(message.node_id):
+            self._hangs[message.node_id] = message.unsynced_ms >= HANGS_MS
+        if proved_us is None or self._is_changing(message.node_id):
             return None
-        code, lease_ms = (HEARTBEAT_LEASED, LEASE_MS) if known else (HEARTBEAT_UNKNOWN, 0)
+        code, lease_ms = (HEARTBEAT_LEASED, self._lease_ms(message.node_id, proved_us)) if known else (HEARTBEAT_UNKNOWN, 0)
         life = message.node_id, message.disk_id, message.boot_no
         return NodeHeartbeatOk(*life, message.via, message.number, code, lease_ms, self.meta.version, self.me.node_id)
 
@@ -145,9 +169,12 @@ class Controller:
         if isinstance(record, NodeJoined):
             self._hear(record.node_id)
             self._joined_us = self._lived_us
+        elif isinstance(record, LogProved):
+            self._note_proof()
         elif isinstance(record, NodeForgotten) and record.node_id not in self.meta.nodes:
             self._heard.pop(record.node_id, None)
             self._here.pop(record.node_id, None)
+            self._hangs.pop(record.node_id, None)
         has_other_nodes = isinstance(record, NodeJoined | NodeForgotten)
         if self.alarms and has_other_nodes and 2 * sum(row.state == UP for row in self.meta.table.nodes) > len(self.meta.nodes):
             self.alarms.clear()  # most of those that are left are there: some came back, or others were forgotten
@@ -156,6 +183,8 @@ class Controller:
     def withdraw(self, record: Record) -> None:
         """A record that `take_proposals` gave could not be proposed just now: it is derived again, if it is still right."""
         self._on_its_way.remove(record)
+        if isinstance(record, LogProved):
+            self._proof_asked_us = None
 
     # --- operators ---------------------------------------------------------------------------------------------------------------
 
@@ -228,6 +257,7 @@ class Controller:
         waits += [self._heard[row.node_id] + SILENCE_US - self._lived_us for row in self.meta.table.nodes if row.state == UP]
         if self._is_unassigned():
             waits += [FIRST_WAIT_US - self._lived_us, self._joined_us + QUIET_US - self._lived_us]
+        waits += [self._patient_until_us - self._lived_us, self._no_better_us + SPEAK_US - self._lived_us]
         return self._now_us + min(wait for wait in waits if wait > 0)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -236,7 +266,9 @@ class Controller:
 
     def degraded(self) -> list[str]:
         """What does not work, one line each, for people."""
-        return [*self.alarms, *self.meta.degraded()]
+        waits_us = 0 if self._proof_asked_us is None else self._lived_us - self._proof_asked_us
+        waits = f"a record waits for the disks of the candidates for {waits_us // 1_000_000} s: nobody is given up until they have it"
+        return [*self.alarms, *([waits] if waits_us > HUNG_US else []), *self.meta.degraded()]
 
     # --- nodes -------------------------------------------------------------------------------------------------------------------
 
@@ -247,6 +279,11 @@ class Controller:
     def _hear(self, node_id: int) -> None:
         self._heard[node_id] = self._lived_us
         self._here[node_id] = None
+
+    def _lease_ms(self, node_id: int, proved_us: int) -> int:
+        """How long a lease is lent to a node that is heard now (N6)."""
+        spent_us = self._now_us - proved_us if node_id == self.me.node_id else 0
+        return max(0, LEASE_MS - -(-spent_us // 1000))
 
     def _refusal(self, message: NodeRegister) -> str | None:
         node_id = message.node_id
@@ -299,16 +336,17 @@ class Controller:
         )
 
     def _fences(self) -> list[Record]:
-        """Lives that were silent for too long. A registration of theirs that still waits is forgotten: if it lives it repeats it."""
+        """Lives that were silent for too long, when the log works. A registration of theirs that still waits is forgotten: if it lives it
+        repeats it."""
+        silent = self._silent()
+        if silent and not self._is_log_proved:
+            return self._proofs()
         fences: list[Record] = []
-        for row in self.meta.table.nodes:
-            node_id = row.node_id
-            silent_us = self._lived_us - self._heard[node_id]
-            if row.state == UP and silent_us >= SILENCE_US and not self._is_changing(node_id):
-                self._waiting.pop(node_id, None)
-                self._given_up[node_id] = self._lived_us
-                reason = f"nothing was heard from it for {SILENCE_US // 1_000_000} s"
-                fences.append(NodeFenced(node_id, row.disk_id, row.boot_no, reason))
+        for row in silent:
+            self._waiting.pop(row.node_id, None)
+            self._given_up[row.node_id] = self._lived_us
+            reason = f"nothing was heard from it for {SILENCE_US // 1_000_000} s"
+            fences.append(NodeFenced(row.node_id, row.disk_id, row.boot_no, reason))
         self._given_up = {node_id: at_us for node_id, at_us in self._given_up.items() if self._lived_us - at_us < SILENCE_US}
         if fences and 2 * len(self._given_up) > len(self.meta.nodes):  # N9
             self.alarms = [
@@ -316,6 +354,35 @@ class Controller:
                 f"network or the power"
             ]
         return fences
+
+    def _silent(self) -> list[TableNode]:
+        """Lives that may be given up if the log works (N7, N10)."""
+        up = {row.node_id: self._lived_us - self._heard[row.node_id] for row in self.meta.table.nodes if row.state == UP}
+        hanging = [node_id for node_id in up if self._hangs.get(node_id, False)]
+        if not any(silent_us < SPEAK_US and node_id not in hanging for node_id, silent_us in up.items()):
+            self._no_better_us = self._lived_us
+        excused = hanging if self._lived_us - self._no_better_us < SPEAK_US else []
+        silent = [node_id for node_id, silent_us in up.items() if silent_us >= SILENCE_US and node_id not in excused]
+        return [self.meta.nodes[node_id].row for node_id in silent if not self._is_changing(node_id)]
+
+    @property
+    def _is_log_proved(self) -> bool:
+        return self._patient_until_us <= self._lived_us < self._proof_until_us
+
+    def _proofs(self) -> list[Record]:
+        """What is to go through the log before anybody is given up (N10)."""
+        if self._proof_asked_us is not None or self._lived_us < self._patient_until_us:
+            return []
+        self._proof_asked_us = self._lived_us
+        return [LogProved()]
+
+    def _note_proof(self) -> None:
+        """The log works. If it did not until now, whoever was silent meanwhile may have waited for it, or for a disk like its own."""
+        if self._proof_asked_us is None:
+            return  # that of a later leader: this one will hear in a moment that it leads no longer
+        if self._lived_us - self._proof_asked_us > HUNG_US:
+            self._patient_until_us = self._lived_us + SPEAK_US
+        self._proof_asked_us, self._proof_until_us = None, self._lived_us + PROOF_US
 
     # --- slots -------------------------------------------------------------------------------------------------------------------
 

@@ -133,13 +133,23 @@ class SlotBatch(Record):
     items: tuple[SlotItem, ...]
 
 
-_KINDS: Final[dict[int, type[Record]]] = {kind.KIND: kind for kind in (ClusterInit, NodeJoined, NodeFenced, NodeForgotten, SlotBatch)}
+@attrs.frozen
+class LogProved(Record):
+    """The log took a record: nothing else. A controller writes it before it gives a node up (rule N10)."""
+
+    KIND: ClassVar[int] = 6
+
+
+_KINDS: Final[dict[int, type[Record]]] = {
+    kind.KIND: kind for kind in (ClusterInit, NodeJoined, NodeFenced, NodeForgotten, SlotBatch, LogProved)
+}
 _FIELD_TYPES: Final[dict[int, tuple[type, ...]]] = {
     ClusterInit.KIND: (bytes, int, str),
     NodeJoined.KIND: (int, bytes, int, str, str, bool, bool),
     NodeFenced.KIND: (int, bytes, int, str),
     NodeForgotten.KIND: (int,),
     SlotBatch.KIND: (str, list),
+    LogProved.KIND: (),
 }
 
 
@@ -356,6 +366,9 @@ class MetaState:
         if first <= item.last:
             yield _new_run(index, item.node_id, first, item.last)
 
+    def _apply_proved(self, index: int, record: LogProved) -> None:
+        """That it is applied is all that it says."""
+
     def _set_nodes(self, index: int, nodes: dict[int, MetaNode], runs: tuple[SlotRun, ...]) -> None:
         """The next version of the table."""
         self.nodes = nodes
@@ -453,4 +466,5 @@ _APPLY: Final[dict[int, Callable[[MetaState, int, Any], None]]] = {
     NodeFenced.KIND: MetaState._apply_fenced,
     NodeForgotten.KIND: MetaState._apply_forgotten,
     SlotBatch.KIND: MetaState._apply_batch,
+    LogProved.KIND: MetaState._apply_proved,
 }

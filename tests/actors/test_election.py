@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import attrs
 import pytest
@@ -12,14 +13,14 @@ import trio
 from trio.testing import MockClock
 
 from govern.actors.election import Election
-from govern.actors.mail import Compact, ElectionMail, Entries, Form, Led, ManagerMail, Propose, RaftMail, Unproposed
+from govern.actors.mail import Compact, ElectionMail, Entries, Form, Join, Led, ManagerMail, Propose, RaftMail, Unproposed
 from govern.actors.metadata_log import MetadataLog
 from govern.actors.runtime import Mailbox
 from govern.core.meta import ClusterInit, NodeForgotten
 from govern.core.raft.core import UNCOMMITTED_MAX
 from govern.core.raft.membership import advice
-from govern.core.raft.types import DATA, Timing
-from govern.peer_messages import AppendAnswer, Member, PreVoteAnswer, VoteAnswer
+from govern.core.raft.types import DATA, VOTERS, Membership, Timing
+from govern.peer_messages import Append, AppendAnswer, Entry, Member, PreVoteAnswer, TimeoutNow, VoteAnswer
 from govern.storage.raft_log import MemoryRaftLog
 
 ME = Member(1, b"d" * 16)
@@ -132,3 +133,46 @@ async def test_a_snapshot_that_is_older_than_the_present_one_is_left_out(autojum
         assert data_of(await alone.heard()) == [RECORD]
         assert alone.election.core is not None
         assert alone.election.core.log.snapshot.state == b"five"
+
+
+async def test_whom_a_leader_takes_for_the_one_before(autojump_clock: MockClock) -> None:
+    """Another node, until it has served itself: from then on that one had its leases from here. The offer to lead is a word of it too."""
+    other = Member(2, b"e" * 16)
+    mailbox, told = Mailbox[ElectionMail]("election", capacity=64), Mailbox[ManagerMail]("slot_manager", capacity=64)
+    election = Election(
+        me=ME,
+        log=MetadataLog(MemoryRaftLog()),
+        random=random.Random(1),
+        timing=Timing(),
+        mailbox=mailbox,
+        manager_mailbox=told,
+        send=lambda node_id, message: True,
+    )
+
+    async def led() -> tuple[Any, ...]:
+        await trio.sleep(0.01)
+        return [attrs.astuple(mail, recurse=False) for mail in told.get_all(1000) if isinstance(mail, Led)][-1]
+
+    async def elect(index: int) -> tuple[Any, ...]:
+        assert election.core is not None
+        mailbox.post(RaftMail(VoteAnswer(ME, other, election.core.term, True)))
+        await trio.sleep(0.01)
+        mailbox.post(RaftMail(AppendAnswer(ME, other, election.core.term, True, index, 0, 1)))
+        return await led()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: election.run(task_status=task_status))
+        mailbox.post(Join())
+        voters = Entry(1, 1, VOTERS, Membership.of((ME, other), ()).pack())
+        mailbox.post(RaftMail(Append(ME, other, 1, 0, 0, 1, 1, (voters,))))
+        assert await led() == (1, other, False, (2, 0))
+        await trio.sleep(0.3)
+        mailbox.post(RaftMail(TimeoutNow(ME, other, 1)))
+        await trio.sleep(0.01)
+        assert await elect(2) == (2, ME, True, (2, 310_000))
+        with trio.fail_after(10):
+            while election.core is not None and election.core.term == 2:
+                mailbox.post(RaftMail(PreVoteAnswer(ME, other, 3, True)))
+                await trio.sleep(0.05)
+        assert await elect(3) == (3, ME, True, None)
+        nursery.cancel_scope.cancel()

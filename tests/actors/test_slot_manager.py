@@ -185,9 +185,9 @@ async def test_after_a_sleep_of_the_machine_no_lease_is_lent_until_that_of_the_l
     """Trio's clock stood still: by it this leader still has its lease, though another may have given this node up."""
     rig = make_rig(Files())
     monkeypatch.setattr(Election, "term", 7)
-    monkeypatch.setattr(Election, "has_lease", lambda self, now_us: True)
+    monkeypatch.setattr(Election, "proved_us", lambda self, now_us: now_us)
     lent: list[bool] = []
-    monkeypatch.setattr(Controller, "heartbeat", lambda self, message, now_us, has_lease: lent.append(has_lease))
+    monkeypatch.setattr(Controller, "heartbeat", lambda self, message, now_us, proved_us: lent.append(proved_us is not None))
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: rig.manager.run(task_status=task_status))
         rig.mailbox.post(Led(7, ME, True, None))

@@ -4,10 +4,11 @@
     python -m tests.core.cluster_heap --seed N --verbose
 
 The metadata log is a model: one total order, and leaders of which only the newest with a majority can add to it. Elections keep the rules
-of voting (nobody votes who heard a leader within an election timeout), so leases of leaders are as the real ones. All else is real: the
-metadata of each candidate, the controller of each leader, the standing and the ownership of each process. Messages get lost,
-come twice or late; links break in one pair or around one node; processes die, are stopped for a while, come back, with their disk, without
-it, with an older state of it, or while another one uses their id; clocks have offsets and run a little wrong.
+of voting (nobody votes who heard a leader within an election timeout, on its own clock), so leases of leaders are as the real ones, and a
+candidate knows of the leader before what the shell around the rules would tell it. All else is real: the metadata of each candidate, the
+controller of each leader, the standing and the ownership of each process. Messages get lost, come twice or late; links break in one pair
+or around one node; processes die, are stopped for a while, come back, with their disk, without it, with an older state of it, or while
+another one uses their id; clocks have offsets and are wrong by up to a tenth.
 
 K1  In one term of a slot at most one process ever acts as its primary.
 K2  No two processes are fresh for one slot at the same time.
@@ -77,6 +78,7 @@ class Process:
     stop_seconds: float = 0.0  # with its next message it is stopped for so long
     meta: MetaState | None = None
     heard_at: float = -100.0  # the last Append from a leader
+    heard: tuple[Leader, float] | None = None  # the leader before, once this one leads: another process, and when it was heard last
     leads: Leader | None = None
     follows: Leader | None = None
 
@@ -95,7 +97,7 @@ class Leader:
 
     process: Process
     term: int
-    before: tuple[int, float] | None
+    before: tuple[Leader, float] | None
     pending: list[Record | None] = attrs.field(factory=list)  # None is a no-op
     acked_at: float = -100.0
     controller: Controller | None = None
@@ -122,21 +124,41 @@ class Run:
         self._boots: dict[bytes, int] = {}  # of the disks that count: those that nodes have now, and those with copies
         self._voted = dict.fromkeys(range(1, 4), 0)  # in which term each candidate voted last
         self._calm = False
-        faults = (self._fault_crash, self._fault_freeze, self._fault_cut, self._fault_isolate, self._fault_disk, self._reset)
+        faults = (
+            self._fault_crash,
+            self._fault_freeze,
+            self._fault_cut,
+            self._fault_isolate,
+            self._fault_controller,
+            self._fault_disk,
+            self._reset,
+        )
         self._faults = [fault for fault in faults if self.chance.random() < 0.5] or [self._fault_freeze]  # each run has its own weather
         self._delay = self.chance.choice((0.02, 0.02, 0.3))
+        handover = self.chance.random() < 0.2  # this one is about leases alone: of a leader that is cut off, by clocks that differ most
+        if handover:
+            self._faults, self._delay = [self._fault_controller], 0.02
+        self._stops_between = seed % 10 == 5  # in this run leaders are stopped between a registration and its grants
         self._leader: Leader | None = None  # the newest
+        self._served = 0  # the newest term in which something was committed
         self.log: list[tuple[int, Record]] = [(1, ClusterInit(CLUSTER_ID))]
         self._index = 1
         self.truth = MetaState()
         """The committed metadata."""
         self.truth.apply(1, self.log[0][1].pack())
-        self.candidates = tuple(range(1, self.chance.choice((1, 3, 3, 3)) + 1))
+        self.candidates = tuple(range(1, self.chance.choice((3,) if handover else (1, 3, 3, 3)) + 1))
         self.node_ids = tuple(range(1, max(self.candidates) + self.chance.choice((0, 1, 1, 2)) + 1))
         self._volatile = [node_id for node_id in self.node_ids if node_id not in self.candidates and self.chance.random() < 0.3]
-        self._machines = {node_id: (self.chance.randint(0, 10**9), self.chance.uniform(0.99, 1.01)) for node_id in self.node_ids}
+        self._machines = {node_id: (self.chance.randint(0, 10**9), self._draw_rate()) for node_id in self.node_ids}
+        if handover:
+            slow = self.chance.choice(self.candidates)
+            self._machines = {node_id: (offset, 0.9 if node_id == slow else 1.1) for node_id, (offset, _) in self._machines.items()}
         self._homes = {node_id: self._new_disk() for node_id in self.node_ids}
         self.processes: list[Process] = []
+
+    def _draw_rate(self) -> float:
+        """How fast a clock is: at one of the ends, mostly."""
+        return self.chance.choice((0.9, 1.1, self.chance.uniform(0.9, 1.1)))
 
     def say(self, text: str) -> None:
         """Something happened."""
@@ -206,9 +228,9 @@ class Run:
         process.alive = False
         self.processes.remove(process)
 
-    def _us(self, process: Process) -> int:
-        """The clock of a process, for both purposes."""
-        return process.offset_us + int(self.now * 1e6 * process.rate)
+    def _us(self, process: Process, at: float | None = None) -> int:
+        """The clock of a process, for both purposes; now, or at another time."""
+        return process.offset_us + int((self.now if at is None else at) * 1e6 * process.rate)
 
     def _deliver(self, process: Process, action: Callable[[], None]) -> None:
         """Let a process handle something; while it is stopped it waits."""
@@ -291,7 +313,7 @@ class Run:
         if isinstance(message, NodeRegister):
             leader.controller.register(message, self._us(process))
         else:
-            answer = leader.controller.heartbeat(message, self._us(process), self._has_lease(leader))
+            answer = leader.controller.heartbeat(message, self._us(process), self._proved_us(leader))
             if answer is not None:
                 self._return(process.node_id, answer)
         self._work(leader)
@@ -351,8 +373,10 @@ class Run:
     def _is_majority(self, processes: list[Process]) -> bool:
         return 2 * len(processes) > len(self.candidates)
 
-    def _has_lease(self, leader: Leader) -> bool:
-        return (self.now - leader.acked_at) * leader.process.rate < 0.8 * ELECTION
+    def _proved_us(self, leader: Leader) -> int | None:
+        """When its newest round began, by its own clock, as long as its lease holds."""
+        holds = (self.now - leader.acked_at) * leader.process.rate < 0.8 * ELECTION
+        return self._us(leader.process, leader.acked_at) if holds else None
 
     def _raft(self) -> None:
         """Leaders send and count answers, those without a majority step down, and somebody stands for election."""
@@ -365,39 +389,51 @@ class Run:
             if any(self._voted[other.node_id] > leader.term for other in reached):
                 self._step_down(process)
             elif self._is_majority(reached):
-                leader.acked_at = self.now
-                for other in reached:
-                    if other.follows is not leader or self.chance.random() < 0.9:
-                        other.follows, other.heard_at = leader, self.now
-                        self._catch_up(other)
+                hearing = [other for other in reached if other is process or other.follows is not leader or self.chance.random() < 0.9]
+                for other in hearing:
+                    self._hear(other, leader)
+                    self._catch_up(other)
+                answers = [other for other in hearing if other is process or self.chance.random() < 0.9]
+                if self._is_majority(answers):
+                    leader.acked_at = self.now
                 if leader.controller is not None:
                     leader.controller.tick(self._us(process))
                     self._work(leader)
-            elif self.now - leader.acked_at > ELECTION:
+            elif (self.now - leader.acked_at) * process.rate > ELECTION:
                 self._step_down(process)
         node_id = self.chance.choice(self.candidates)
         candidate = self._working(node_id)
         if candidate is not None and candidate.leads is None:
             self._stand(candidate)
 
+    def _hear(self, process: Process, leader: Leader) -> None:
+        """A round of a leader arrives."""
+        process.follows, process.heard_at = leader, self.now
+        if leader.process is not process:
+            process.heard = leader, self.now
+
+    def _is_patient(self, process: Process) -> bool:
+        """R1: it heard a leader lately."""
+        return len(self.candidates) > 1 and (self.now - process.heard_at) * process.rate < ELECTION
+
     def _step_down(self, process: Process) -> None:
         self.say(f"{process!r} leads no longer")
         process.leads = process.follows = None
 
     def _stand(self, candidate: Process) -> None:
-        alone = len(self.candidates) == 1
-        voters = [other for other in self._reached(candidate) if other.leads is None and (alone or self.now - other.heard_at >= ELECTION)]
+        voters = [other for other in self._reached(candidate) if other.leads is None and not self._is_patient(other)]
         if candidate not in voters or not self._is_majority(voters):
             return
         old = self._leader
-        before = (old.process.node_id, candidate.heard_at) if old is not None and old.process.node_id != candidate.node_id else None
-        leader = Leader(candidate, 1 if old is None else old.term + 1, before)
+        # Whoever is elected has the entries of the last leader that committed any, so it has heard it, or is another process since.
+        knows = candidate.heard is not None and candidate.heard[0].term >= self._served
+        leader = Leader(candidate, 1 if old is None else old.term + 1, candidate.heard if knows else None)
         if old is not None:
             leader.pending = old.pending[: self.chance.randint(0, len(old.pending))]
         leader.pending.append(None)
         self._leader = candidate.leads = candidate.follows = leader
         for other in voters:
-            other.follows, other.heard_at = leader, self.now
+            self._hear(other, leader)
             self._voted[other.node_id] = leader.term
         self.elections += 1
         self.say(f"{candidate!r} is elected in term {leader.term}; {len(leader.pending) - 1} entries survive")
@@ -422,23 +458,27 @@ class Run:
     def _commit(self, leader: Leader) -> None:
         count = self.chance.randint(1, len(leader.pending))
         taken, leader.pending = leader.pending[:count], leader.pending[count:]
-        for record in taken:
+        for place, record in enumerate(taken, 1):
             self._index += 1
             if record is not None:
                 self._watch(self._index, record)
                 self.log.append((self._index, record))
-            elif leader.pending == [] or None not in leader.pending:
+            elif None not in [*taken[place:], *leader.pending]:  # its own: the last one
                 self._catch_up(leader.process)
                 self._lead(leader)
         self._catch_up(leader.process)
+        has_joined = any(isinstance(record, NodeJoined) for record in taken)
+        if self._stops_between and has_joined and not self._calm and self.chance.random() < 0.3:
+            self._freeze(leader.process, 3.0)
 
     def _lead(self, leader: Leader) -> None:
         process = leader.process
         assert process.meta is not None
         before = None
         if leader.before is not None:
-            node_id, heard_at = leader.before
-            before = node_id, process.offset_us + int(heard_at * 1e6 * process.rate)
+            last, heard_at = leader.before
+            before = last.process.node_id, self._us(process, heard_at)
+        process.heard, self._served = None, leader.term
         leader.controller = Controller(
             process.meta, Member(process.node_id, process.disk.disk_id), self._us(process), self.candidates, previous=before
         )
@@ -572,6 +612,28 @@ class Run:
             if other != node_id:
                 self._cuts[min(node_id, other), max(node_id, other)] = self.now + seconds
         self.say(f"! node {node_id} is alone for {seconds} s")
+
+    def _fault_controller(self) -> None:
+        """The controller can reach nobody; mostly another candidate has not heard it for a while then."""
+        leader = self._leader
+        if (
+            leader is None
+            or leader.controller is None
+            or leader.process.leads is not leader
+            or max(self._cuts.values(), default=0) > self.now
+        ):
+            return
+        node_id, until = leader.process.node_id, self.now + 8.0
+        before = self.chance.choice((0.0, 2.5))
+        deaf = self.chance.choice([other for other in self.candidates if other != node_id] or [node_id])
+        self._cuts[min(node_id, deaf), max(node_id, deaf)] = until
+        self.say(f"! node {deaf} does not reach the controller {leader.process!r}, and in {before} s nobody does")
+
+        def cut() -> None:
+            for other in () if self._calm else self.node_ids:
+                self._cuts[min(node_id, other), max(node_id, other)] = until
+
+        self.after(before, cut)
 
     def _fault_disk(self) -> None:
         """A node that is no candidate gets another disk: a new one, while its old process may go on, or an older state of it."""

@@ -36,7 +36,7 @@ import attrs
 
 from govern.core.bootstrap import Adopt, Bootstrap, Form
 from govern.core.controller import Controller, DecisionRefused
-from govern.core.meta import NO_CLUSTER, ClusterInit, MetaState, NodeFenced, NodeForgotten, NodeJoined, Record, SlotBatch
+from govern.core.meta import NO_CLUSTER, ClusterInit, LogProved, MetaState, NodeFenced, NodeForgotten, NodeJoined, Record, SlotBatch
 from govern.core.ownership import Ownership, runs_of
 from govern.core.peering import Peering, PeerLink, judge
 from govern.core.standing import Health, Standing
@@ -244,7 +244,7 @@ class ClusterStory:
 
     def _beat(self, message: NodeHeartbeat) -> None:
         assert self._controller is not None
-        answer = self._controller.heartbeat(message, self._now_us, self._has_majority)
+        answer = self._controller.heartbeat(message, self._now_us, self._now_us if self._has_majority else None)
         if answer is not None:
             self._return(answer)
 
@@ -311,6 +311,8 @@ class ClusterStory:
             return f"node {record.node_id} is given up: {record.reason}"
         if isinstance(record, NodeForgotten):
             return f"node {record.node_id} is forgotten"
+        if isinstance(record, LogProved):
+            return "the log works"
         assert isinstance(record, SlotBatch)
         how = {True: "a new copy", False: "the copy that it has"}
         return f"{record.cause}: " + ", ".join(f"{it.first}-{it.last} to node {it.node_id} with {how[it.new_copy]}" for it in record.items)

@@ -64,7 +64,12 @@ def lease_from_the_answer(patch: pytest.MonkeyPatch) -> None:
 def lease_without_the_leaders(patch: pytest.MonkeyPatch) -> None:
     """A leader lends whether it has a lease itself or not."""
     heartbeat = Controller.heartbeat
-    patch.setattr(Controller, "heartbeat", lambda self, message, now_us, has_lease: heartbeat(self, message, now_us, True))
+    patch.setattr(Controller, "heartbeat", lambda self, message, now_us, proved_us: heartbeat(self, message, now_us, now_us))
+
+
+def own_node_gets_a_full_lease(patch: pytest.MonkeyPatch) -> None:
+    """A leader lends its own node as much as it lends others."""
+    patch.setattr(Controller, "_lease_ms", lambda self, node_id, proved_us: 4_000)
 
 
 def fresh_by_any_table(patch: pytest.MonkeyPatch) -> None:
@@ -112,8 +117,8 @@ def unregistered_life_leased(patch: pytest.MonkeyPatch) -> None:
     """Who is not known (any more) gets a lease too."""
     heartbeat = Controller.heartbeat
 
-    def mutant(self: Controller, message: NodeHeartbeat, now_us: int, has_lease: bool) -> NodeHeartbeatOk | None:
-        answer = heartbeat(self, message, now_us, has_lease)
+    def mutant(self: Controller, message: NodeHeartbeat, now_us: int, proved_us: int | None) -> NodeHeartbeatOk | None:
+        answer = heartbeat(self, message, now_us, proved_us)
         return None if answer is None else attrs.evolve(answer, code=0, lease_ms=4_000)
 
     patch.setattr(Controller, "heartbeat", mutant)
@@ -155,6 +160,11 @@ def another_disk_at_once(patch: pytest.MonkeyPatch) -> None:
 def previous_leader_literally(patch: pytest.MonkeyPatch) -> None:
     """The silence of the leader before counts from its last sign of life, however long before the election that was."""
     patch.setattr(controller_module, "ELECTION_US", 60_000_000)
+
+
+def credit_of_two_elections(patch: pytest.MonkeyPatch) -> None:
+    """The silence of the leader before counts from two election timeouts before the start, if it was not heard since."""
+    patch.setattr(controller_module, "ELECTION_US", 2_000_000)
 
 
 def given_up_too_early(patch: pytest.MonkeyPatch) -> None:
@@ -210,22 +220,24 @@ def grants_are_not_repeated(patch: pytest.MonkeyPatch) -> None:
 MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], range]] = [
     (lease_from_the_answer, range(60)),
     (lease_without_the_leaders, range(100, 130)),
+    (own_node_gets_a_full_lease, range(60)),
     (fresh_by_any_table, range(10)),
     (acting_on_old_grants, range(40)),
     (acting_for_another_life, range(60)),
     (term_reused, range(10)),
     (unregistered_life_leased, range(20)),
-    (leased_while_being_given_up, range(120)),
+    (leased_while_being_given_up, range(110, 140)),
     (answered_before_applied, range(10)),
     (answered_before_granted, range(10)),
     (lower_boot_accepted, range(50)),
     (another_disk_at_once, range(30)),
-    (previous_leader_literally, range(30)),
+    (previous_leader_literally, range(60)),
+    (credit_of_two_elections, range(130, 160)),
     (given_up_too_early, range(20)),
     (silence_shorter_than_the_lease, range(20)),
     (intact_copies_replaced, range(10)),
-    (former_disks_not_in_the_snapshot, range(50)),
-    (grants_are_not_repeated, range(100, 130)),
+    (former_disks_not_in_the_snapshot, range(90, 120)),
+    (grants_are_not_repeated, range(235, 265)),
 ]
 
 

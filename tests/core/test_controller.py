@@ -15,8 +15,10 @@ from govern.core.controller import (
     DECISIONS_MAX,
     ELECTION_US,
     FIRST_WAIT_US,
+    HANGS_MS,
     QUIET_US,
     SILENCE_US,
+    SPEAK_US,
     STEP_US,
     Controller,
     Decided,
@@ -25,7 +27,7 @@ from govern.core.controller import (
     join_items,
     spread,
 )
-from govern.core.meta import ClusterInit, MetaState, NodeFenced, NodeForgotten, NodeJoined, Record, SlotBatch, SlotItem
+from govern.core.meta import ClusterInit, LogProved, MetaState, NodeFenced, NodeForgotten, NodeJoined, Record, SlotBatch, SlotItem
 from govern.core.slots import SLOT_COUNT
 from govern.core.table import DOWN, UP
 from govern.peer_messages import HEARTBEAT_LEASED, HEARTBEAT_UNKNOWN, Member, NodeHeartbeat, NodeHeartbeatOk, NodeRegister, NodeRegistered
@@ -52,7 +54,7 @@ class Leadership:
         self.log: list[Record] = []
 
     def commit(self) -> list[Record]:
-        """Everything that the controller wants becomes true, until it wants nothing more."""
+        """Everything that the controller wants becomes true, until it wants nothing more; what only proves the log is left out (N10)."""
         done: list[Record] = []
         while records := self.controller.take_proposals():
             assert self.controller.take_proposals() == [], "C1: nothing is proposed twice"
@@ -60,9 +62,23 @@ class Leadership:
                 self.meta.apply(self.meta.index + 1, record.pack())
                 self.meta.validate()
                 self.controller.applied(record, self.now)
-                done.append(record)
+                done += [] if isinstance(record, LogProved) else [record]
         self.log.extend(done)
         return done
+
+    def propose(self) -> list[Record]:
+        """What the controller wants, once it has seen that the log works."""
+        records = self.controller.take_proposals()
+        if LogProved() in records:
+            records.remove(LogProved())
+            self.apply(LogProved())
+            records += self.controller.take_proposals()
+        return records
+
+    def apply(self, record: Record) -> None:
+        """One record becomes true."""
+        self.meta.apply(self.meta.index + 1, record.pack())
+        self.controller.applied(record, self.now)
 
     def wait(self, us: int) -> list[Record]:
         """Time passes, with ticks when they are due; what is wanted is committed."""
@@ -77,10 +93,11 @@ class Leadership:
         message = NodeRegister(node_id, disk(node_id, number), boot_no, 2, f"c{node_id}", f"p{node_id}", True, False, False)
         self.controller.register(attrs.evolve(message, **changes), self.now)
 
-    def beat(self, node_id: int, boot_no: int = 1, number: int = 1, has_lease: bool = True) -> NodeHeartbeatOk | None:
+    def beat(self, node_id: int, boot_no: int = 1, number: int = 1, proved: int | None = 0, unsynced_ms: int = 0) -> NodeHeartbeatOk | None:
+        """A heartbeat; the leader's newest round began `proved` ago, or nothing proves that it leads."""
         self.number += 1
-        message = NodeHeartbeat(node_id, disk(node_id, number), boot_no, 2, self.number, 0, 0, 0, 0, 0)
-        return self.controller.heartbeat(message, self.now, has_lease)
+        message = NodeHeartbeat(node_id, disk(node_id, number), boot_no, 2, self.number, 0, 0, unsynced_ms, 0, 0)
+        return self.controller.heartbeat(message, self.now, None if proved is None else self.now - proved)
 
     def beat_all(self, us: int, *node_ids: int) -> list[Record]:
         """Time passes while these nodes are heard."""
@@ -214,8 +231,16 @@ def test_a_heartbeat_is_answered_with_what_is_certain() -> None:
     for strange in (lead.beat(9), lead.beat(1, 2), lead.beat(1, 1, 2)):
         assert strange is not None
         assert (strange.code, strange.lease_ms) == (HEARTBEAT_UNKNOWN, 0)
-    assert lead.beat(1, has_lease=False) is None
-    assert lead.beat(9, has_lease=False) is None
+    assert lead.beat(1, proved=None) is None
+    assert lead.beat(9, proved=None) is None
+
+
+def test_what_a_leader_lends_to_its_own_node_runs_from_its_newest_round() -> None:
+    """N6: its node is judged by the leader's own silence (N7). A part of a millisecond is never lent."""
+    lead = assigned()
+    for proved, own in ((0, 4_000), (1, 3_999), (200_000, 3_800), (799_999, 3_200)):
+        answers = lead.beat(1, proved=proved), lead.beat(2, proved=proved)
+        assert [answer is not None and answer.lease_ms for answer in answers] == [own, 4_000]
 
 
 def test_silence() -> None:
@@ -247,7 +272,7 @@ def test_a_node_that_comes_back_is_neither_given_up_nor_forgotten_in_the_same_br
     lead.beat_all(4_500_000, 1, 3)
     lead.now += 500_000
     lead.register(2, boot_no=2)
-    records = lead.controller.take_proposals()
+    records = lead.propose()
     assert [(type(record), record.node_id) for record in records if isinstance(record, (NodeJoined, NodeFenced))] == [
         (NodeJoined, 2),
         (NodeFenced, 4),
@@ -269,7 +294,7 @@ def test_who_is_being_given_up_gets_no_lease_any_more() -> None:
     lead.beat_all(4_500_000, 1, 3)
     lead.now += 500_000
     lead.controller.tick(lead.now)
-    (fence,) = lead.controller.take_proposals()
+    (fence,) = lead.propose()
     assert isinstance(fence, NodeFenced)
     assert lead.beat(2) is None
     assert lead.controller.take_proposals() == []
@@ -290,6 +315,74 @@ def test_silence_counts_from_the_start_of_the_controller() -> None:
         assert lead.log == [NodeFenced(3, disk(3), 1, "nothing was heard from it for 5 s")]
         assert lead.now - START == expected, ago
     Leadership(meta=meta, previous=(99, START))
+
+
+def test_nobody_is_given_up_while_the_log_hangs() -> None:
+    """N10: first the log has to take a record, and it is asked once. When that took long, whoever works may speak before; then the rest
+    goes, with nothing more to prove."""
+    lead = assigned()
+    lead.beat_all(4_500_000, 1, 2)
+    lead.now += 500_000
+    lead.controller.tick(lead.now)
+    assert lead.controller.take_proposals() == [LogProved()]
+    for _ in range(40):
+        lead.now += 500_000
+        lead.beat(1)
+        assert lead.controller.take_proposals() == []
+    degraded = "a record waits for the disks of the candidates for 20 s: nobody is given up until they have it"
+    assert lead.controller.degraded() == [degraded]
+    lead.apply(LogProved())
+    assert lead.controller.degraded() == []
+    assert lead.controller.take_proposals() == []
+    assert lead.wait(SPEAK_US // 2) == []
+    assert lead.beat(2) is not None
+    assert lead.wait(SPEAK_US - SPEAK_US // 2 - 1) == []
+    assert [fence.node_id for fence in lead.wait(1) if isinstance(fence, NodeFenced)] == [3]
+    assert lead.controller.take_proposals() == []
+    lead.apply(LogProved())  # a leader that is deposed, and has not heard of it, sees proofs of the next one
+
+
+def test_a_proof_counts_for_a_moment() -> None:
+    """The next node that falls silent needs another one, and one that was not taken is asked for again."""
+    lead = assigned()
+    lead.beat_all(4_500_000, 1, 2)
+    lead.now += 500_000
+    lead.controller.tick(lead.now)
+    (proof,) = lead.controller.take_proposals()
+    lead.controller.withdraw(proof)
+    (fence,) = lead.propose()
+    assert isinstance(fence, NodeFenced)
+    lead.apply(fence)
+    lead.beat(2)
+    lead.beat_all(4_500_000, 1)
+    assert lead.controller.take_proposals() == []
+    lead.now += 500_000
+    lead.controller.tick(lead.now)
+    assert lead.controller.take_proposals() == [LogProved()]
+
+
+def test_hanging_logs_are_no_reason_when_they_hang_everywhere() -> None:
+    """N10: who said as its last word that its log hangs is given up when another node is known to be better; the dead are anyhow."""
+    hangs = 2_700
+    lead = assigned()
+    for node_id in (1, 2):
+        lead.beat(node_id, unsynced_ms=hangs)
+    assert [fence.node_id for fence in lead.wait(SILENCE_US + SPEAK_US) if isinstance(fence, NodeFenced)] == [3], "it died"
+    assert lead.wait(60 * S) == []
+    lead.register(3, boot_no=2)
+    assert [type(record) for record in lead.commit()] == [NodeJoined, SlotBatch], "now there is a better one"
+    assert lead.beat_all(S, 3) == []
+    lead.beat(2)
+    assert [fence.node_id for fence in lead.beat_all(S, 3) if isinstance(fence, NodeFenced)] == [1]
+    lead = assigned()
+    lead.beat(1, unsynced_ms=hangs)
+    assert [fence.node_id for fence in lead.beat_all(6 * S, 2, 3) if isinstance(fence, NodeFenced)] == [1]
+    for unsynced_ms in (HANGS_MS, HANGS_MS - 1):
+        lead = Leadership(configured=())
+        lead.register(1)
+        lead.commit()
+        lead.beat(1, unsynced_ms=unsynced_ms)
+        assert bool(lead.wait(60 * S)) == (unsynced_ms < HANGS_MS), "a node that is alone is not given up for its disk"
 
 
 def test_a_controller_that_was_stopped_blames_nobody() -> None:

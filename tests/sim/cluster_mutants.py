@@ -18,11 +18,16 @@ import pytest
 import trio
 
 import govern
+from govern.actors.client_session import ClientSessions
 from govern.actors.election import Election
+from govern.actors.failure_detector import FailureDetector
 from govern.actors.metadata_log import MetadataLog
+from govern.actors.node import Node
 from govern.actors.shard_store import ShardStore
+from govern.actors.slot_manager import SlotManager
 from govern.core import controller as controller_rules
 from govern.core import ownership as ownership_rules
+from govern.core.controller import Controller
 from govern.core.ownership import Ownership, runs_of
 from govern.core.peering import Peering
 from govern.core.raft.core import RaftCore
@@ -30,7 +35,7 @@ from govern.core.raft.leading import Leading
 from govern.core.raft.types import Write
 from govern.core.standing import Standing
 from govern.core.table import Table
-from govern.environment import Environment
+from govern.environment import Environment, SimulatedClock
 from govern.model import NODE_ID_MAX
 from govern.storage import directory as directory_rules
 from govern.storage.format import Identity
@@ -39,6 +44,13 @@ from govern.testing.scheduler import process
 from govern.testing.world import PORT
 
 from .stage import Stage, open_stage
+from .test_cluster_hangs import (
+    a_client_dies_while_its_node_sleeps,
+    a_log_hangs,
+    all_logs_hang,
+    all_logs_hang_and_a_node_dies,
+    machines_sleep,
+)
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -47,7 +59,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 def lease_without_term_check(patch: pytest.MonkeyPatch) -> None:
     """A controller lends leases as long as it has not heard that it was deposed."""
-    patch.setattr(Election, "has_lease", lambda self, now_us: self.leads)
+    patch.setattr(Election, "proved_us", lambda self, now_us: now_us if self.leads else None)
 
 
 def acts_before_registration(patch: pytest.MonkeyPatch) -> None:
@@ -142,6 +154,55 @@ def expires_without_lease(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("govern.actors.failure_detector.READY_HOLD_US", -1)
     patch.setattr(ShardStore, "_commit", mutant)
     patch.setattr(Ownership, "is_fresh", lambda self, boot_us: True)
+
+
+def claims_to_work_while_its_log_hangs(patch: pytest.MonkeyPatch) -> None:
+    """Heartbeats do not look at the log."""
+    health = Node._health
+    patch.setattr(Node, "_health", lambda self: attrs.evolve(health(self), unsynced_ms=0))
+
+
+def gives_up_while_the_log_hangs(patch: pytest.MonkeyPatch) -> None:
+    """Who is silent is given up as soon as the log takes it, whenever that is."""
+    patch.setattr(Controller, "_is_log_proved", True)
+
+
+def gives_up_when_the_log_is_back(patch: pytest.MonkeyPatch) -> None:
+    """Nobody has time to speak before."""
+    patch.setattr(controller_rules, "SPEAK_US", 0)
+
+
+def reads_the_monotonic_clock(patch: pytest.MonkeyPatch) -> None:
+    """A node counts its lease on a clock that stands still while its machine sleeps."""
+    init = Node.__init__
+
+    def mutant(self: Node, config: Any, environment: Environment, directory: Any) -> None:
+        init(self, config, attrs.evolve(environment, clock=SimulatedClock()), directory)
+
+    patch.setattr(Node, "__init__", mutant)
+
+
+def clients_are_told_by_the_monotonic_clock(patch: pytest.MonkeyPatch) -> None:
+    """Only what clients are told goes by it."""
+    init = ClientSessions.__init__
+    patch.setattr(ClientSessions, "__init__", lambda self, **options: init(self, **{**options, "clock": SimulatedClock()}))
+
+
+def leases_are_counted_on_the_monotonic_clock(patch: pytest.MonkeyPatch) -> None:
+    """Only heartbeats and their answers go by it."""
+    init = SlotManager.__init__
+    patch.setattr(SlotManager, "__init__", lambda self, **options: init(self, **{**options, "clock": SimulatedClock()}))
+
+
+def expires_by_the_monotonic_clock(patch: pytest.MonkeyPatch) -> None:
+    """Who is silent, and whether that counts, goes by it."""
+    for actor in (FailureDetector, ShardStore):
+        init = actor.__init__
+
+        def mutant(self: Any, init: Any = init, **options: Any) -> None:
+            init(self, **{**options, "clock": SimulatedClock()})
+
+        patch.setattr(actor, "__init__", mutant)
 
 
 def two_links(patch: pytest.MonkeyPatch) -> None:
@@ -298,6 +359,13 @@ MUTANTS = (
     Mutant(votes_in_advance, disks_are_slow, 4),
     Mutant(commits_alone, the_controller_is_alone, 2, 4),
     Mutant(expires_without_lease, the_majority_goes_and_a_client_dies, 1, short=True),
+    Mutant(claims_to_work_while_its_log_hangs, a_log_hangs, 1, short=True),
+    Mutant(gives_up_while_the_log_hangs, all_logs_hang_and_a_node_dies, 1, short=True),
+    Mutant(gives_up_when_the_log_is_back, all_logs_hang, 3),
+    Mutant(reads_the_monotonic_clock, machines_sleep, 1, short=True),
+    Mutant(clients_are_told_by_the_monotonic_clock, machines_sleep, 1),
+    Mutant(leases_are_counted_on_the_monotonic_clock, machines_sleep, 1),
+    Mutant(expires_by_the_monotonic_clock, a_client_dies_while_its_node_sleeps, 1),
     Mutant(two_links, everybody_dials, 3),
 )
 

@@ -142,7 +142,7 @@ class Leading:
         while self._rounds and self._rounds[0][0] < newest:
             self._rounds.popleft()
         if self._rounds and self._rounds[0][0] == newest and not self._is_offered:  # D2
-            self.lease_until_us = self._rounds[0][1] + self._timing.election_us * 4 // 5  # R7
+            self.lease_until_us = self._rounds[0][1] + self._timing.lease_us  # R7
         while self._asked and self._asked[0][0] <= newest:
             _, index, tokens = self._asked.popleft()
             self.confirmed += [(token, index) for token in tokens]

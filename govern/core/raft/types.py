@@ -125,6 +125,11 @@ class Timing:
     election_us: int = 1_000_000
     heartbeat_us: int = 200_000
 
+    @property
+    def lease_us(self) -> int:
+        """How long a leader counts on what a round has proved (R7): shorter than an election, for clocks are not alike."""
+        return self.election_us * 4 // 5
+
 
 class MemberProgress(NamedTuple):
     """What a leader knows of one member: how far its log certainly agrees and is durable, and whether it was heard lately."""

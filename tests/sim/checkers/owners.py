@@ -184,7 +184,7 @@ class Owners:
         if answer.code != HEARTBEAT_LEASED:
             lent.until_us = 0
         elif sent_us is not None:
-            lent.until_us = max(lent.until_us, sent_us + 1000 * LEASE_MS)
+            lent.until_us = max(lent.until_us, sent_us + 1000 * min(answer.lease_ms, LEASE_MS))
 
     def lends(self, machine: str) -> None:
         """A controller lends a lease: T1."""
@@ -251,8 +251,8 @@ def _watch(checker: Owners) -> Generator[None]:
             checker.answered(here(), answer)
         heartbeat_ok(standing, answer, now_us, boot_us)
 
-    def lend_and_judge(controller: Controller, message: NodeHeartbeat, now_us: int, has_lease: bool) -> NodeHeartbeatOk | None:
-        answer = lend(controller, message, now_us, has_lease)
+    def lend_and_judge(controller: Controller, message: NodeHeartbeat, now_us: int, proved_us: int | None) -> NodeHeartbeatOk | None:
+        answer = lend(controller, message, now_us, proved_us)
         if answer is not None and answer.code == HEARTBEAT_LEASED:
             checker.lends(node_name(controller.me.node_id))
         return answer
