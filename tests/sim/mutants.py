@@ -42,6 +42,7 @@ from .checkers import Violation
 from .checkers.durable import Durable
 from .episode import run_episode
 from .options import Options, draw_options
+from .sizes import USUAL
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -272,6 +273,7 @@ def options_for(mutant: Mutant, seed: int) -> Options:
         history_ops_max=3,
         delay_seconds_max=0.002,
         operations_per_second=5.0,
+        sizes=USUAL,
     )
 
 
