@@ -261,12 +261,12 @@ MUTANTS = (
 )
 
 
-def options_for(mutant: Mutant, seed: int) -> Options:
-    """A short episode with just the faults of a mutant, and small rings."""
-    drawn = draw_options(seed, seconds=50.0, clients=6)
+def options_for(faults: tuple[str, ...], seed: int) -> Options:
+    """A short episode of one node with just these faults, and small rings."""
+    drawn = draw_options(seed, seconds=50.0, clients=6, nodes=1)
     return attrs.evolve(
         drawn,
-        faults=mutant.faults,
+        faults=faults,
         seconds_between_faults=2.0,
         services=2,
         ttl=3.0,
@@ -283,7 +283,7 @@ def find(mutant: Mutant) -> tuple[int, str] | None:
         with pytest.MonkeyPatch.context() as patch:
             mutant.patch(patch)
             try:
-                mutant.play(options_for(mutant, seed))
+                mutant.play(options_for(mutant.faults, seed))
             except Exception as error:
                 return seed + 1, f"{type(error).__name__}: {error}".splitlines()[0]
     return None
