@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from .errors import RemoteProtocolError
-from .model import LSN_ZERO, Lsn, ServiceKey, check_name, check_namespace
+from .errors import Invalid, RemoteProtocolError
+from .model import LSN_ZERO, NODE_ID_MAX, Lsn, ServiceKey, check_name, check_namespace
 
 LEASES_MAX: Final = 512
+DEPTH_MAX: Final = 8
+"""Mappings and lists within each other; those of operators' words are four deep."""
 
 
 def _bad(what: str, value: object) -> RemoteProtocolError:
@@ -70,6 +72,25 @@ def changes(value: object) -> dict[str, Any]:
     if type(value) is not dict:
         raise _bad("a mapping", value)
     return value
+
+
+def shallow(value: object) -> dict[str, Any]:
+    """A mapping that is not deeper than anybody needs, so that what came in by one door can go out by any other."""
+    mapping = changes(value)
+    level: list[Any] = [mapping]
+    for _ in range(DEPTH_MAX):
+        inner = [list(each.values()) if type(each) is dict else each for each in level if type(each) in (dict, list)]
+        level = [item for items in inner for item in items]
+    if any(type(each) in (dict, list) for each in level):
+        raise RemoteProtocolError(f"mappings and lists more than {DEPTH_MAX} deep")
+    return mapping
+
+
+def node_or_none(value: object) -> int:
+    """The node that an operator means; 0 for none."""
+    if number(value) > NODE_ID_MAX:
+        raise Invalid(f"there is no node {value}: node ids are from 1 to {NODE_ID_MAX}")
+    return number(value)
 
 
 def leases(value: object) -> list[Any]:

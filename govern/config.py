@@ -25,7 +25,7 @@ import attrs
 
 from .core.limits import Limits
 from .errors import ConfigError, Invalid
-from .model import join_address, split_address
+from .model import NODE_ID_MAX, join_address, split_address
 
 ENVIRONMENT_PREFIX: Final = "GOVERN_"
 CLIENT_VARIABLES: Final = ("GOVERN_CONNECT", "GOVERN_CONFIG")
@@ -34,7 +34,6 @@ LOG_FORMATS: Final = ("text", "json")
 MIB: Final = 1024 * 1024
 LISTEN_STANDALONE: Final = "127.0.0.1:7400"
 DATA_DIR_STANDALONE: Final = "./govern-data"
-NODE_ID_MAX: Final = 65535
 CANDIDATES_MAX: Final = 7
 """More candidates than these make every election and every change slower, and protect against nothing that seven do not."""
 

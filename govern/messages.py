@@ -396,8 +396,8 @@ class Administer(Message):
 
     TYPE: ClassVar[int] = 35
     verb: str = _field(checks.text)
-    node_id: int = _field(checks.number)
-    options: dict[str, Any] = _field(checks.changes)
+    node_id: int = _field(checks.node_or_none)
+    options: dict[str, Any] = _field(checks.shallow)
 
 
 @attrs.frozen

@@ -30,6 +30,7 @@ TTL_SECONDS_MIN: Final = 1.0
 TTL_SECONDS_MAX: Final = 3600.0
 TTL_SECONDS_DEFAULT: Final = 5.0
 WEIGHT_MAX: Final = 10_000.0
+NODE_ID_MAX: Final = 65_535
 
 _name_matches = re.compile(r"[A-Za-z0-9._:/@{}-]{1,255}").fullmatch
 _namespace_matches = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch

@@ -2,6 +2,10 @@
 
 The second element of each frame is 0, for links have no request ids. The numbers start at 101. Any bytes at all lead to a message or to a
 `RemoteProtocolError`.
+
+Every field is checked here, at the door, for what it can be at all: ids, addresses, numbers that stay numbers of the wire when they grow,
+sizes that fit into a file. So nothing behind this door meets a value that it would have to assert. What a message *says* may still be
+wrong; whether it is believed is for its reader.
 """
 
 from __future__ import annotations
@@ -11,7 +15,8 @@ from typing import Any, ClassVar, Final, NamedTuple
 import attrs
 
 from . import checks
-from .errors import LocalProtocolError, RemoteProtocolError
+from .errors import Invalid, LocalProtocolError, RemoteProtocolError
+from .model import NODE_ID_MAX, split_address
 from .wire import Message, MessageTable, frame
 from .wire import field as _field
 
@@ -23,6 +28,15 @@ SNAPSHOT_CHUNK_BYTES: Final = 256 * 1024
 """A snapshot travels in pieces of this size, so that heartbeats are never far behind it."""
 ENTRIES_BYTES_MAX: Final = 256 * 1024
 """About so much of the log goes into one Append."""
+BYTES_MAX: Final = 256 * 1024
+"""The largest piece of bytes in a message: the data of an entry, or a piece of a snapshot. No metadata record is larger."""
+NUMBER_MAX: Final = 1 << 62
+"""No term, index, version or counter is so large; who says so is not believed, for numbers must stay numbers of the wire when they grow."""
+MEMBERS_MAX: Final = 63
+"""So many voters and learners together: far more than anybody should have (a leader speaks with each one), and a bound for readers."""
+KIND_MAX: Final = 255
+"""Kinds of entries; three are known."""
+DISK_ID_BYTES: Final = 16
 
 
 class Member(NamedTuple):
@@ -47,14 +61,64 @@ def _is_bytes(value: object) -> bytes:
     return value
 
 
+def _is_number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < NUMBER_MAX:
+        raise RemoteProtocolError(f"expected a number that is not negative and less than 2**62, got {_shown(value)}")
+    return value
+
+
+def _is_node_id(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= NODE_ID_MAX:
+        raise RemoteProtocolError(f"expected a node id from 1 to {NODE_ID_MAX}, got {_shown(value)}")
+    return value
+
+
+def _is_node_id_or_0(value: object) -> int:
+    return 0 if value == 0 and type(value) is int else _is_node_id(value)
+
+
+def _shown(value: object) -> str:
+    return str(value) if type(value) is int else type(value).__name__
+
+
+def _is_id(value: object) -> bytes:
+    if type(value) is not bytes or len(value) != DISK_ID_BYTES:
+        raise RemoteProtocolError("expected an id of 16 bytes")
+    return value
+
+
+def _is_cluster_id(value: object) -> bytes:
+    if not any(_is_id(value)):
+        raise RemoteProtocolError("expected the id of a cluster")
+    return _is_id(value)
+
+
+def _is_address(value: object) -> str:
+    """HOST:PORT, or nothing."""
+    text = checks.text(value)
+    try:
+        if text:
+            split_address(text)
+    except Invalid as error:
+        raise RemoteProtocolError(str(error)) from error
+    return text
+
+
 def _is_member(value: object) -> Member:
-    if type(value) is not list or [type(item) for item in value[:2]] != [int, bytes]:
+    if type(value) is not list or len(value) < 2:
         raise RemoteProtocolError("a member must be [node id, disk id]")
-    return Member(checks.number(value[0]), checks.session_id(value[1]))
+    return Member(_is_node_id(value[0]), _is_id(value[1]))
 
 
 def _is_members(value: object) -> tuple[Member, ...]:
-    return tuple(_is_member(item) for item in checks.fields(value))
+    return tuple(_is_member(item) for item in _few(value))
+
+
+def _few(value: object) -> list[Any]:
+    items = checks.fields(value)
+    if len(items) > MEMBERS_MAX:
+        raise RemoteProtocolError(f"{len(items)} candidates are more than {MEMBERS_MAX}")
+    return items
 
 
 def _is_entries(value: object) -> tuple[Entry, ...]:
@@ -64,11 +128,14 @@ def _is_entries(value: object) -> tuple[Entry, ...]:
 def _is_entry(value: object) -> Entry:
     if type(value) is not list or len(value) < 4:
         raise RemoteProtocolError("an entry must be [index, term, kind, data]")
-    return Entry(checks.number(value[0]), checks.number(value[1]), checks.number(value[2]), _is_bytes(value[3]))
+    kind = _is_number(value[2])
+    if kind > KIND_MAX:
+        raise RemoteProtocolError(f"an entry of kind {kind}")
+    return Entry(_is_number(value[0]), _is_number(value[1]), kind, _is_bytes(value[3]))
 
 
-def _is_numbers(value: object) -> tuple[int, ...]:
-    return tuple(checks.number(item) for item in checks.fields(value))
+def _is_initial(value: object) -> tuple[int, ...]:
+    return tuple(_is_node_id(item) for item in _few(value))
 
 
 # --- the link ---------------------------------------------------------------------------------------------------------------
@@ -84,11 +151,11 @@ class PeerHello(Message):
     cluster_id: bytes = _field(checks.session_id)
     node_id: int = _field(checks.number)
     disk_id: bytes = _field(checks.session_id)
-    boot_no: int = _field(checks.number)
+    boot_no: int = _field(_is_number)
     candidate: bool = _field(checks.flag)
-    peers: str = _field(checks.text)
-    clients: str = _field(checks.text)
-    initial: tuple[int, ...] = _field(_is_numbers)
+    peers: str = _field(_is_address)
+    clients: str = _field(_is_address)
+    initial: tuple[int, ...] = _field(_is_initial)
 
 
 @attrs.frozen
@@ -113,7 +180,7 @@ class ClusterFormed(Message):
     """From the bootstrapping candidate, once that is durable: the cluster exists. Only who belongs to no cluster takes it."""
 
     TYPE: ClassVar[int] = 104
-    cluster_id: bytes = _field(checks.session_id)
+    cluster_id: bytes = _field(_is_cluster_id)
 
 
 # --- Raft -------------------------------------------------------------------------------------------------------------------
@@ -126,7 +193,7 @@ class RaftMessage(Message):
     TYPE: ClassVar[int] = -1
     to: Member = _field(_is_member)
     sender: Member = _field(_is_member)
-    term: int = _field(checks.number)
+    term: int = _field(_is_number)
 
 
 @attrs.frozen
@@ -134,8 +201,8 @@ class PreVote(RaftMessage):
     """Would you vote for me in this term? It changes nothing (rule R1). `term` is the term that the vote would have."""
 
     TYPE: ClassVar[int] = 110
-    last_index: int = _field(checks.number)
-    last_term: int = _field(checks.number)
+    last_index: int = _field(_is_number)
+    last_term: int = _field(_is_number)
 
 
 @attrs.frozen
@@ -151,8 +218,8 @@ class Vote(RaftMessage):
     """Vote for me in this term. `transfer`: the leader wants it so, do not wait for its silence."""
 
     TYPE: ClassVar[int] = 112
-    last_index: int = _field(checks.number)
-    last_term: int = _field(checks.number)
+    last_index: int = _field(_is_number)
+    last_term: int = _field(_is_number)
     transfer: bool = _field(checks.flag)
 
 
@@ -169,10 +236,10 @@ class Append(RaftMessage):
     """Entries behind (`prev_index`, `prev_term`), or none: a heartbeat. `round` is unique per leader and term, for lease and reads."""
 
     TYPE: ClassVar[int] = 114
-    prev_index: int = _field(checks.number)
-    prev_term: int = _field(checks.number)
-    commit: int = _field(checks.number)
-    round: int = _field(checks.number)
+    prev_index: int = _field(_is_number)
+    prev_term: int = _field(_is_number)
+    commit: int = _field(_is_number)
+    round: int = _field(_is_number)
     entries: tuple[Entry, ...] = _field(_is_entries)
 
 
@@ -183,9 +250,9 @@ class AppendAnswer(RaftMessage):
 
     TYPE: ClassVar[int] = 115
     ok: bool = _field(checks.flag)
-    index: int = _field(checks.number)
-    index_term: int = _field(checks.number)
-    round: int = _field(checks.number)
+    index: int = _field(_is_number)
+    index_term: int = _field(_is_number)
+    round: int = _field(_is_number)
 
 
 @attrs.frozen
@@ -193,13 +260,13 @@ class InstallSnapshot(RaftMessage):
     """A piece of the state at (`index`, `index_term`), with the membership as of there."""
 
     TYPE: ClassVar[int] = 116
-    index: int = _field(checks.number)
-    index_term: int = _field(checks.number)
+    index: int = _field(_is_number)
+    index_term: int = _field(_is_number)
     voters: tuple[Member, ...] = _field(_is_members)
     learners: tuple[Member, ...] = _field(_is_members)
-    offset: int = _field(checks.number)
+    offset: int = _field(_is_number)
     last: bool = _field(checks.flag)
-    round: int = _field(checks.number)
+    round: int = _field(_is_number)
     data: bytes = _field(_is_bytes)
 
 
@@ -208,9 +275,9 @@ class SnapshotAnswer(RaftMessage):
     """Everything up to `offset` has arrived. That the whole is durable, an `AppendAnswer` says."""
 
     TYPE: ClassVar[int] = 117
-    index: int = _field(checks.number)
-    offset: int = _field(checks.number)
-    round: int = _field(checks.number)
+    index: int = _field(_is_number)
+    offset: int = _field(_is_number)
+    round: int = _field(_is_number)
 
 
 @attrs.frozen
@@ -229,12 +296,12 @@ class NodeRegister(Message):
     the answer goes back through it. `volatile`: it keeps everything in memory."""
 
     TYPE: ClassVar[int] = 130
-    node_id: int = _field(checks.number)
-    disk_id: bytes = _field(checks.session_id)
-    boot_no: int = _field(checks.number)
-    via: int = _field(checks.number)
-    clients: str = _field(checks.text)
-    peers: str = _field(checks.text)
+    node_id: int = _field(_is_node_id)
+    disk_id: bytes = _field(_is_id)
+    boot_no: int = _field(_is_number)
+    via: int = _field(_is_node_id)
+    clients: str = _field(_is_address)
+    peers: str = _field(_is_address)
     candidate: bool = _field(checks.flag)
     volatile: bool = _field(checks.flag)
     tail_truncated: bool = _field(checks.flag)
@@ -245,11 +312,11 @@ class NodeRegistered(Message):
     """The answer: `index` is the table version with which the node is a part of the cluster; 0 when it is refused, and `text` says why."""
 
     TYPE: ClassVar[int] = 131
-    node_id: int = _field(checks.number)
-    disk_id: bytes = _field(checks.session_id)
-    boot_no: int = _field(checks.number)
-    via: int = _field(checks.number)
-    index: int = _field(checks.number)
+    node_id: int = _field(_is_node_id)
+    disk_id: bytes = _field(_is_id)
+    boot_no: int = _field(_is_number)
+    via: int = _field(_is_node_id)
+    index: int = _field(_is_number)
     text: str = _field(checks.text)
 
 
@@ -259,16 +326,16 @@ class NodeHeartbeat(Message):
     works). `number` grows with each; `table_version` is what the node has."""
 
     TYPE: ClassVar[int] = 132
-    node_id: int = _field(checks.number)
-    disk_id: bytes = _field(checks.session_id)
-    boot_no: int = _field(checks.number)
-    via: int = _field(checks.number)
-    number: int = _field(checks.number)
-    table_version: int = _field(checks.number)
-    loop_lag_ms: int = _field(checks.number)
-    unsynced_ms: int = _field(checks.number)
-    sessions: int = _field(checks.number)
-    instances: int = _field(checks.number)
+    node_id: int = _field(_is_node_id)
+    disk_id: bytes = _field(_is_id)
+    boot_no: int = _field(_is_number)
+    via: int = _field(_is_node_id)
+    number: int = _field(_is_number)
+    table_version: int = _field(_is_number)
+    loop_lag_ms: int = _field(_is_number)
+    unsynced_ms: int = _field(_is_number)
+    sessions: int = _field(_is_number)
+    instances: int = _field(_is_number)
 
 
 HEARTBEAT_LEASED: Final = 0
@@ -281,15 +348,15 @@ class NodeHeartbeatOk(Message):
     """The lease is good for `lease_ms` from the sending of heartbeat `number` (rule N6), if `code` is 0. `table_version` is the newest."""
 
     TYPE: ClassVar[int] = 133
-    node_id: int = _field(checks.number)
-    disk_id: bytes = _field(checks.session_id)
-    boot_no: int = _field(checks.number)
-    via: int = _field(checks.number)
-    number: int = _field(checks.number)
-    code: int = _field(checks.number)
-    lease_ms: int = _field(checks.number)
-    table_version: int = _field(checks.number)
-    controller: int = _field(checks.number)
+    node_id: int = _field(_is_node_id)
+    disk_id: bytes = _field(_is_id)
+    boot_no: int = _field(_is_number)
+    via: int = _field(_is_node_id)
+    number: int = _field(_is_number)
+    code: int = _field(_is_number)
+    lease_ms: int = _field(_is_number)
+    table_version: int = _field(_is_number)
+    controller: int = _field(_is_node_id)
 
 
 @attrs.frozen
@@ -297,7 +364,7 @@ class TableAsk(Message):
     """The table, or what changed since version `known`."""
 
     TYPE: ClassVar[int] = 134
-    known: int = _field(checks.number)
+    known: int = _field(_is_number)
 
 
 @attrs.frozen
@@ -306,8 +373,8 @@ class TablePart(Message):
 
     TYPE: ClassVar[int] = 135
     more: bool = _field(checks.flag)
-    base: int = _field(checks.number)
-    version: int = _field(checks.number)
+    base: int = _field(_is_number)
+    version: int = _field(_is_number)
     nodes: list[Any] = _field(checks.fields)
     gone: list[Any] = _field(checks.fields)
     runs: list[Any] = _field(checks.fields)
@@ -318,11 +385,11 @@ class AskController(Message):
     """An operator's word on its way to the controller. `origin` asked, and knows it by `number`."""
 
     TYPE: ClassVar[int] = 136
-    origin: int = _field(checks.number)
-    number: int = _field(checks.number)
+    origin: int = _field(_is_node_id)
+    number: int = _field(_is_number)
     verb: str = _field(checks.text)
-    node_id: int = _field(checks.number)
-    options: dict[str, Any] = _field(checks.changes)
+    node_id: int = _field(_is_node_id_or_0)
+    options: dict[str, Any] = _field(checks.shallow)
 
 
 @attrs.frozen
@@ -330,11 +397,11 @@ class ControllerAnswer(Message):
     """The answer; with a `code` it is a refusal, and `text` says why."""
 
     TYPE: ClassVar[int] = 137
-    origin: int = _field(checks.number)
-    number: int = _field(checks.number)
+    origin: int = _field(_is_node_id)
+    number: int = _field(_is_number)
     code: str = _field(checks.text)
     text: str = _field(checks.text)
-    result: dict[str, Any] = _field(checks.changes)
+    result: dict[str, Any] = _field(checks.shallow)
 
 
 _TABLE: Final = MessageTable(
@@ -364,7 +431,7 @@ _TABLE: Final = MessageTable(
     items_max=20_000,
     entries_max=1024,
     text_bytes_max=64 * 1024,
-    binary_bytes_max=1024 * 1024,
+    binary_bytes_max=BYTES_MAX,
 )
 PEER_MESSAGES: Final = _TABLE.by_type
 RAFT_MESSAGES: Final = tuple(kind for kind in PEER_MESSAGES.values() if issubclass(kind, RaftMessage))

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from govern import messages, peer_messages
+from govern.core.meta import RECORD_BYTES_MAX
 from govern.errors import LocalProtocolError, RemoteProtocolError
 from govern.net.frames import FrameReader
 from govern.peer_messages import (
@@ -64,6 +65,20 @@ EXAMPLES: Final[tuple[Message, ...]] = (
     peer_messages.AskController(2, 8, "forget", 3, {"force": True}),
     peer_messages.ControllerAnswer(2, 8, "", "", {"node_id": 3}),
 )
+
+
+def of(kind: type[Message]) -> Message:
+    return next(example for example in EXAMPLES if type(example) is kind)
+
+
+def nested(depth: int) -> dict[str, object]:
+    """Lists in a mapping, so deep altogether."""
+    inner: object = 1
+    for _ in range(depth - 1):
+        inner = [inner]
+    return {"a": inner}
+
+
 examples: Final = pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: type(example).__name__)
 
 
@@ -144,29 +159,59 @@ def test_the_words_of_clients_are_not_understood_between_nodes() -> None:
     [
         (EXAMPLES[4], 0, [1], "a member must be"),
         (EXAMPLES[4], 0, [1, bytes(15)], "16 bytes"),
-        (EXAMPLES[4], 0, ["1", bytes(16)], "a member must be"),
+        (EXAMPLES[4], 0, ["1", DISK], "a node id from 1 to 65535, got str"),
+        (EXAMPLES[4], 0, [0, DISK], "a node id from 1 to 65535, got 0"),
+        (EXAMPLES[4], 0, [1, b""], "16 bytes"),
+        (EXAMPLES[4], 2, 1 << 62, r"less than 2\*\*62"),
         (APPEND, 7, [[1, 2, 3]], "an entry must be"),
         (APPEND, 7, [[1, 2, 3, "text"]], "expected bytes"),
+        (APPEND, 7, [[1, 2, 256, b""]], "of kind 256"),
+        (APPEND, 7, [[1 << 63, 2, 1, b""]], r"less than 2\*\*62"),
+        (APPEND, 7, [[1, 2, 1, bytes(peer_messages.BYTES_MAX + 1)]], "not a msgpack frame"),
         (APPEND, 7, {}, "a list"),
         (PIECE, 5, [7], "a member must be"),
-        (EXAMPLES[0], 8, [-1], "not negative"),
-        (EXAMPLES[0], 2, True, "not negative"),
+        (PIECE, 5, [[1, DISK]] * 64, "64 candidates are more than 63"),
+        (PIECE, 9, bytes(peer_messages.BYTES_MAX + 1), "not a msgpack frame"),
+        (of(peer_messages.PeerHello), 2, True, "a number"),
+        (of(peer_messages.PeerHello), 4, 1 << 62, "a number"),
+        (of(peer_messages.PeerHello), 6, "nowhere", "HOST:PORT"),
+        (of(peer_messages.PeerHello), 7, "10.0.0.2:7400,10.0.0.3:7400", "HOST:PORT"),
+        (of(peer_messages.PeerHello), 8, [-1], "a node id"),
+        (of(peer_messages.PeerHello), 8, list(range(1, 65)), "64 candidates are more than 63"),
+        (of(peer_messages.ClusterFormed), 0, bytes(16), "the id of a cluster"),
+        (of(peer_messages.NodeRegister), 0, 65_536, "a node id"),
+        (of(peer_messages.NodeRegister), 1, b"", "16 bytes"),
+        (of(peer_messages.NodeRegister), 2, 1 << 63, "a number"),
+        (of(peer_messages.NodeRegister), 3, 0, "a node id"),
+        (of(peer_messages.NodeRegister), 4, "x" * 1000, "HOST:PORT"),
+        (of(peer_messages.NodeHeartbeat), 4, (1 << 64) - 1, "a number"),
+        (of(peer_messages.NodeHeartbeatOk), 7, 1 << 62, "a number"),
+        (of(peer_messages.TablePart), 2, 1 << 62, "a number"),
+        (of(peer_messages.AskController), 3, 65_536, "a node id"),
+        (of(peer_messages.AskController), 4, nested(9), "more than 8 deep"),
+        (of(peer_messages.ControllerAnswer), 4, nested(900), "more than 8 deep"),
     ],
 )
 def test_a_value_of_a_wrong_form_is_refused(example: Message, index: int, value: object, error: str) -> None:
-    """The checks of members, entries and numbers say what they miss."""
+    """The checks of members, entries, ids, addresses and numbers say what they miss."""
     fields = encoded_fields(example)
     fields[2 + index] = value
     with pytest.raises(RemoteProtocolError, match=error):
         decode(msgpack.packb(fields))
 
 
+def test_what_is_nested_as_deep_as_is_allowed_is_taken() -> None:
+    """And an operator's word without a node."""
+    word = peer_messages.AskController(2, 8, "transfer", 0, nested(8))
+    assert decode(encode_peer(word)[HEADER_BYTES:]) == word
+
+
 def test_the_largest_pieces_fit_and_nothing_larger_is_sent() -> None:
     """A piece of a snapshot and a full Append fit into a frame; what no reader would take is refused before it is sent."""
     piece = attrs.evolve(PIECE, data=bytes(peer_messages.SNAPSHOT_CHUNK_BYTES))
     assert decode(encode_peer(piece)[HEADER_BYTES:]) == piece
-    entries = tuple(Entry(index, 5, 1, bytes(1024 * 1024)) for index in range(9))
-    full = attrs.evolve(APPEND, entries=entries[:7])
+    entries = tuple(Entry(index, 5, 1, bytes(RECORD_BYTES_MAX)) for index in range(32))
+    full = attrs.evolve(APPEND, entries=entries[:31])
     assert decode(encode_peer(full)[HEADER_BYTES:]) == full
     with pytest.raises(LocalProtocolError, match="larger than the limit"):
         encode_peer(attrs.evolve(APPEND, entries=entries))

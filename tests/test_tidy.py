@@ -254,20 +254,44 @@ EXAMPLES: Final = (  # rule, bad examples, good examples
 )
 
 
+Parsed = dict[str, tuple[str, ast.Module]]
+
+
+def parse(paths: list[str]) -> Parsed:
+    """Each file, as text and as a tree. The empty `__init__.py` files that make packages of directories are left out."""
+    sources = {path: (ROOT / path).read_text() for path in paths}
+    return {path: (source, ast.parse(source)) for path, source in sources.items() if source}
+
+
+@pytest.fixture(scope="module")
+def package() -> Parsed:
+    """What ships."""
+    return parse(PACKAGE_FILES)
+
+
+@pytest.fixture(scope="module")
+def tests() -> Parsed:
+    """What shows that it works."""
+    return parse(TEST_FILES)
+
+
 @pytest.mark.parametrize("rule", PACKAGE_RULES, ids=lambda rule: rule.__name__.removeprefix("find_"))
-def test_the_package_is_tidy(rule: object) -> None:
+def test_the_package_is_tidy(rule: object, package: Parsed) -> None:
     """No module of the package breaks the rule."""
     assert callable(rule)
-    sources = {path: (ROOT / path).read_text() for path in PACKAGE_FILES}
-    assert [problem for path, source in sources.items() for problem in rule(path, source, ast.parse(source))] == []
+    assert [problem for path, (source, tree) in package.items() for problem in rule(path, source, tree)] == []
+
+
+def test_the_package_has_no_empty_modules(package: Parsed) -> None:
+    """Each says at least what it is about."""
+    assert list(package) == PACKAGE_FILES
 
 
 @pytest.mark.parametrize("rule", TEST_RULES, ids=lambda rule: rule.__name__.removeprefix("find_"))
-def test_the_tests_are_tidy(rule: object) -> None:
+def test_the_tests_are_tidy(rule: object, tests: Parsed) -> None:
     """No test module breaks the rule; the empty `__init__.py` files that make packages of directories need no theory."""
     assert callable(rule)
-    sources = {path: source for path in TEST_FILES if (source := (ROOT / path).read_text())}
-    assert [problem for path, source in sources.items() for problem in rule(path, source, ast.parse(source))] == []
+    assert [problem for path, (source, tree) in tests.items() for problem in rule(path, source, tree)] == []
 
 
 @pytest.mark.parametrize(("rule", "bad", "good"), EXAMPLES, ids=[example[0].__name__.removeprefix("find_") for example in EXAMPLES])

@@ -7,6 +7,7 @@ A part of the slot manager, in a module of its own. What is decided is decided b
 
 O1  Every word is answered once: by the controller, or after `WORD_SECONDS` with "nobody knows". It is never passed on twice.
 O2  An answer "done" means that the record or the change is committed. What is read was confirmed by a majority after it was asked for.
+O3  What was answered with "nobody knows" is not begun any more; what was on its way into the log by then may still happen.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import trio
 
 from ..core.controller import DecisionRefused
 from ..core.ownership import Ownership
+from ..core.raft.membership import advice
 from ..core.requests import Word
 from ..environment import Random
 from ..errors import Indeterminate, NoController, Rejected
@@ -113,6 +115,8 @@ class Administration:
         """Give up what waited for too long (O1), and answer what the controller has decided."""
         now = trio.current_time()
         for token in [token for token, asked in self._asked.items() if asked.until <= now]:
+            if manager.controller is not None:
+                manager.controller.abandon(token)  # O3
             self._answer(manager, token, Indeterminate.reason, "it was not decided in time: look whether it has happened")
         for number in [number for number, (_, until) in self._words.items() if until <= now]:
             text = f"the controller did not answer within {WORD_SECONDS:g} s: look whether it has happened"
@@ -216,9 +220,9 @@ class Administration:
             "voters": [member.node_id for member in membership.voters],
             "learners": [member.node_id for member in membership.learners],
         }
-        count = len(membership.voters)
-        if count in (2, 4):
-            told["warning"] = f"{count} voters survive no more losses than {count - 1}: use {count - 1} or {count + 1}"
+        warning = advice(len(membership.voters))
+        if warning:
+            told["warning"] = warning
         return told
 
     def _nodes(self, manager: SlotManager) -> dict[str, Any]:
@@ -231,12 +235,14 @@ class Administration:
             disk_id = b"" if node is None else node.disk_id
             is_voter = Member(row["node_id"], disk_id) in membership.voters
             rows.append({**row, "voter": is_voter})
+        behind = self._election.entries_behind()
         members = [
             {
                 "node_id": progress.member.node_id,
                 "disk_id": progress.member.disk_id.hex(),
                 "voter": progress.voter,
                 "match": progress.match,
+                "behind": behind.get(progress.member),
                 "recent": progress.recent,
             }
             for progress in self._election.progress()

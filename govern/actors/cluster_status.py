@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.ownership import Ownership
+from ..core.raft.membership import advice
 from ..core.raft.types import Membership
 from ..core.table import UP, Table
 from .election import Election
@@ -45,15 +46,18 @@ class ClusterStatus:
         return "candidate" if is_voter else "node"
 
     def _candidates(self) -> list[dict[str, Any]]:
-        """The members of the metadata log as far as this node knows them; `reachable` from here."""
+        """The members of the metadata log as far as this node knows them; `reachable` from here. `behind` is how many entries each lacks,
+        which only the controller knows, and of those that it has heard."""
         linked = self._links.peers()
         membership = self._membership
+        behind = {} if self._election is None else self._election.entries_behind()
         return [
             {
                 "node_id": member.node_id,
                 "voter": member in membership.voters,
                 "reachable": member.node_id == self._node_id
                 or (member.node_id in linked and linked[member.node_id].disk_id == member.disk_id),
+                "behind": behind.get(member),
             }
             for member in membership.members
         ]
@@ -63,6 +67,10 @@ class ClusterStatus:
         return self._about_the_cluster(is_fresh) + [
             f"no link to node {node_id}: {text}" for node_id, text in sorted(self._links.refusals().items())
         ]
+
+    def notices(self) -> list[str]:
+        """What works, and would be better otherwise."""
+        return list(filter(None, [advice(len(self._membership.voters))]))
 
     def _about_the_cluster(self, is_fresh: bool) -> list[str]:
         manager = self._manager

@@ -22,6 +22,7 @@ from typing import Final
 import trio
 
 from ..core.raft.core import RaftCore, Role
+from ..core.raft.membership import advice
 from ..core.raft.types import (
     DATA,
     VOTERS,
@@ -64,8 +65,6 @@ from .runtime import Mailbox
 ENTRIES_PER_MAIL: Final = 256
 RETRY_SECONDS: Final = 1.0
 CHANGES_WAITING_MAX: Final = 16
-EARLY_MAX: Final = 16
-"""Messages kept for a log that is about to be begun: the first campaign in a cluster comes a moment after the word that it exists."""
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ class Election:
         self._to_save: Snapshot | None = None
         self._compact_wanted: Compact | None = None
         self._told: tuple[int, Member | None, bool] | None = None
-        self._early: deque[RaftMail] = deque(maxlen=EARLY_MAX)
+        self._advised = 0  # for so many voters
         self._heard: tuple[int, int] | None = None  # another node that leads or led, and when it was heard last
         self._changes: deque[tuple[int, int, ChangeMembers]] = deque()  # index and term of the entry, and who asked
 
@@ -127,6 +126,13 @@ class Election:
     def progress(self) -> list[MemberProgress]:
         """What a leader knows of the candidates; nothing on others."""
         return [] if self.core is None else self.core.progress()
+
+    def entries_behind(self) -> dict[Member, int]:
+        """How many entries of the log each candidate lacks that this leader has written; only of those that it has heard. Nothing on
+        others."""
+        progress = self.progress()
+        last = max((each.match for each in progress), default=0)
+        return {each.member: last - each.match for each in progress if each.match}
 
     # --- running ------------------------------------------------------------------------------------------------------------
 
@@ -173,17 +179,24 @@ class Election:
         now_us = self._now_us()
         if now_us >= core.deadline_us:
             core.tick(now_us)
+        self._advise(len(core.membership.voters))
         self._compact(core)
         self._send_all()
         self._give_to_disk()
         await self._hand_on()
 
+    def _advise(self, voters: int) -> None:
+        """Say once that another number of voters would be better: at the start, when the cluster is formed, and after a change."""
+        if voters != self._advised:
+            self._advised = voters
+            text = advice(voters)
+            if text:
+                _log.warning("%s", text)
+
     async def _take(self, mail: ElectionMail) -> None:
         core, now_us = self.core, self._now_us()
         if isinstance(mail, Form | Join):
             await self._begin(mail)
-        elif core is None and isinstance(mail, RaftMail):
-            self._early.append(mail)
         elif core is None:
             _log.debug("no metadata log was begun yet: %s is dropped", type(mail).__name__)
         elif isinstance(mail, RaftMail):
@@ -213,8 +226,6 @@ class Election:
                 entries = [first, Entry(mail.base + 2, 1, DATA, mail.record)]
             await self._until_there_is_space(partial(self._log.begin, hard, snapshot, entries))
             self._make_core(hard, snapshot, entries)
-            while self._early:
-                await self._take(self._early.popleft())
         if isinstance(mail, Form):
             await self._manager_mailbox.put(Formed())
             assert self.core is not None

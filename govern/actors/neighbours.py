@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import attrs
@@ -32,6 +32,9 @@ class Links(Protocol):
     def send(self, node_id: int, message: Message) -> bool:
         """Send over the link to a node; False when it is dropped."""
 
+    def send_to_all(self, node_ids: Iterable[int], message: Message) -> None:
+        """Send the same to several nodes; for some of them it may be dropped."""
+
     def peers(self) -> Mapping[int, PeerHello]:
         """Who is linked now, and what they said of themselves."""
 
@@ -42,4 +45,7 @@ class Links(Protocol):
         """To whom links are to be kept."""
 
     def recheck(self) -> None:
-        """Drop the links to nodes of other clusters."""
+        """This node has found its cluster: tell everybody, and drop the links to nodes of other clusters."""
+
+    def drop(self, node_id: int, reason: str) -> None:
+        """End the link to a node that said what no node of ours says."""

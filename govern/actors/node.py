@@ -362,6 +362,7 @@ class Node:
             "loop_lag_ms": round(lag_ms, 3),
             "fsync_ms": round(fsync_ms, 3),
             "brakes": [] if self._brake.reason is None else [self._brake.reason],
+            "notices": self._cluster_status.notices(),
             "degraded": degraded,
         }
 

@@ -9,8 +9,10 @@ something into a mailbox, or drop it, and return.
 C1  For each node: `on_up`, then messages, then `on_down`, then perhaps `on_up` again. Nothing is delivered and nothing is taken outside.
 C2  What was taken by `send` leaves in the order of taking, all that waits in one go; it may be lost with the link, never out of the middle.
 C3  A link whose socket takes nothing keeps a bounded number of messages and bytes; what does not fit is refused and counted.
-C4  Whatever a stream brings ends at most that stream.
-C5  The end of `run`, in whatever way, is the end of all links; the other sides see it at once.
+C4  Whatever a stream brings ends at most that stream: what the door of messages refuses here, what its reader finds out with `drop`.
+C5  Before both sides belong to one cluster nothing is delivered (rule P7 of `core.peering`); the last call for votes is kept, for the first
+    campaign of a new cluster comes a moment before the word that it exists.
+C6  The end of `run`, in whatever way, is the end of all links; the other sides see it at once.
 
 Nothing here knows sockets: a stream may as well be wrapped in TLS.
 """
@@ -19,19 +21,41 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 import attrs
 import trio
 
-from ..core.peering import PING_SECONDS, TICK_SECONDS, Complaints, Peering, PeerLink, Phase, Silence
+from ..core.peering import (
+    PING_SECONDS,
+    TICK_SECONDS,
+    Complaints,
+    Peering,
+    PeerLink,
+    Phase,
+    Silence,
+    is_known,
+    is_of_one_cluster,
+    judge_cluster,
+)
 from ..environment import Network, Random
 from ..errors import Invalid, RemoteProtocolError
 from ..messages import Message
 from ..model import split_address
 from ..net.frames import FrameReader
-from ..peer_messages import FRAME_BYTES_MAX_PEER, PeerHello, PeerRefused, Ping, build_peer_message, encode_peer, unpack_peer_frame
+from ..peer_messages import (
+    FRAME_BYTES_MAX_PEER,
+    ClusterFormed,
+    PeerHello,
+    PeerRefused,
+    Ping,
+    PreVote,
+    Vote,
+    build_peer_message,
+    encode_peer,
+    unpack_peer_frame,
+)
 from .supervisor import unwrap
 
 CONNECT_SECONDS_MAX: Final = 2.0
@@ -79,6 +103,9 @@ class _Channel:
     waiting: list[bytes] = attrs.field(factory=list)
     unsent_messages: int = 0  # what waits, and what the socket has not yet taken (C3)
     unsent_bytes: int = 0
+    said: bytes = b""  # the cluster of this node that the other side was told of
+    is_shared: bool = False  # both belong to one cluster (C5)
+    early: PreVote | Vote | None = None
     wake: trio.Event = attrs.field(factory=trio.Event)
     closing: bool = False  # to be closed once everything is sent
     closed: bool = False
@@ -149,7 +176,15 @@ class PeerConnector:
     def send(self, node_id: int, message: Message) -> bool:
         """Send a message to a node. False when it was dropped: the node has no link, or its queue is full. True promises nothing, for the
         link may break. Raises `LocalProtocolError` for a message that is larger than any frame."""
+        return self._send(node_id, encode_peer(message))
+
+    def send_to_all(self, node_ids: Iterable[int], message: Message) -> None:
+        """Send one message to several nodes, as `send` does to each; it is encoded once."""
         data = encode_peer(message)
+        for node_id in node_ids:
+            self._send(node_id, data)
+
+    def _send(self, node_id: int, data: bytes) -> bool:
         channel = self._up.get(node_id)
         if (
             channel is None or channel.unsent_messages >= QUEUE_MESSAGES_MAX or channel.unsent_bytes + len(data) > QUEUE_BYTES_MAX  # C3
@@ -167,9 +202,15 @@ class PeerConnector:
         self._changed.set()
 
     def recheck(self) -> None:
-        """This node has found its cluster: end the links to nodes of another one."""
-        for link in self._peering.foreign(self._hello()):
-            self._close(self._channels[link], "it belongs to another cluster")
+        """This node has found its cluster: say so on all links, and end those to nodes of another one."""
+        for channel in list(self._up.values()):
+            self._look_at_cluster(channel)
+
+    def drop(self, node_id: int, reason: str) -> None:
+        """End the link to a node because of what it said; nothing if it has none. It may come again."""
+        channel = self._up.get(node_id)
+        if channel is not None:
+            self._close(channel, f"it broke the protocol: {reason}")
 
     def peers(self) -> Mapping[int, PeerHello]:
         """The nodes that are linked now, and what each said of itself when the link was made."""
@@ -251,8 +292,13 @@ class PeerConnector:
         channel = _Channel(link, stream, trio.CancelScope(deadline=now + HANDSHAKE_SECONDS_MAX))
         self._channels[link] = channel
         if not link.dialled:
-            channel.put(encode_peer(self._hello()))
+            self._say_hello(channel)
         return channel
+
+    def _say_hello(self, channel: _Channel) -> None:
+        mine = self._hello()
+        channel.said = mine.cluster_id
+        channel.put(encode_peer(mine))
 
     async def _talk(self, channel: _Channel) -> None:
         """Everything on one stream, from the first Hello until it is closed."""
@@ -326,23 +372,27 @@ class PeerConnector:
         mine = self._hello()
         step = self._peering.greet(link, message, mine, trio.current_time())
         if link.dialled and isinstance(message, PeerHello) and step.refusal is None and not step.failure:
-            channel.put(encode_peer(mine))
+            self._say_hello(channel)
         refusal = message if isinstance(message, PeerRefused) else step.refusal
         if link.dialled and refusal is not None and refusal.code not in _PASSING:
             assert link.node_id is not None, "who dials knows whom"
             self._refusals[link.node_id] = refusal.text
         if step.refusal is not None:
-            if step.refusal.code != "duplicate":
-                self._complain(link, f"refused ({step.refusal.code}): {step.refusal.text}", logging.WARNING)
-            channel.closing = True
-            channel.scope.deadline = trio.current_time() + FAREWELL_SECONDS_MAX
-            channel.put(encode_peer(step.refusal))
+            self._refuse(channel, step.refusal)
         elif step.failure:
             self._close(channel, step.failure)
         elif step.up:
             self._bring_up(channel, step.replaced)
             if not isinstance(message, PeerHello):
                 self._take(channel, message)
+
+    def _refuse(self, channel: _Channel, refusal: PeerRefused) -> None:
+        """Say why, and close the link; nothing that comes meanwhile is read."""
+        if refusal.code != "duplicate":
+            self._complain(channel.link, f"refused ({refusal.code}): {refusal.text}", logging.WARNING)
+        channel.closing = True
+        channel.scope.deadline = trio.current_time() + FAREWELL_SECONDS_MAX
+        channel.put(encode_peer(refusal))
 
     def _bring_up(self, channel: _Channel, replaced: PeerLink | None) -> None:
         node_id, hello = channel.link.node_id, channel.link.hello
@@ -362,6 +412,24 @@ class PeerConnector:
         if self._complaints.is_new(f"node {node_id}", "up", trio.current_time()):
             _log.info("linked to node %d (%s)", node_id, hello.peers or "it cannot be dialled")
         self._on_up(node_id, hello)
+        self._look_at_cluster(channel)
+
+    def _look_at_cluster(self, channel: _Channel) -> None:
+        """What the two sides of a link that is up know of their clusters (C5): with one the link is good, with two it ends."""
+        mine, other = self._hello(), channel.link.hello
+        assert other is not None, "a link that is up was greeted"
+        if is_known(mine.cluster_id) and channel.said != mine.cluster_id:
+            channel.said = mine.cluster_id
+            channel.put(encode_peer(ClusterFormed(mine.cluster_id)))
+        refusal = judge_cluster(mine, other)
+        if refusal is not None:
+            if channel.link.dialled:
+                self._refusals[other.node_id] = refusal.text
+            self._refuse(channel, refusal)
+        elif is_of_one_cluster(mine, other) and not channel.is_shared:
+            channel.is_shared = True
+            if channel.early is not None:
+                self._hand_on(other.node_id, channel.early)
 
     def _take(self, channel: _Channel, message: Message) -> None:
         """A message on a link that is up."""
@@ -369,10 +437,23 @@ class PeerConnector:
             raise RemoteProtocolError("a second Hello")
         if isinstance(message, PeerRefused):
             self._close(channel, f"the other side refused it ({message.code}): {message.text}")
+        elif isinstance(message, ClusterFormed) and not channel.closed:
+            assert channel.link.node_id is not None, "a link that is up belongs to a node"
+            problem = self._peering.told(channel.link, message.cluster_id)
+            if problem is not None:
+                raise RemoteProtocolError(problem)
+            self._hand_on(channel.link.node_id, message)
+            self._look_at_cluster(channel)
         elif not isinstance(message, Ping) and not channel.closed:
             assert channel.link.node_id is not None, "a link that is up belongs to a node"
-            self._received += 1
-            self._deliver(channel.link.node_id, message)
+            if channel.is_shared and not channel.closing:
+                self._hand_on(channel.link.node_id, message)
+            elif isinstance(message, PreVote | Vote):
+                channel.early = message
+
+    def _hand_on(self, node_id: int, message: Message) -> None:
+        self._received += 1
+        self._deliver(node_id, message)
 
     # --- the end of a link --------------------------------------------------------------------------------------------------
 

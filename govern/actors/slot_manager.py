@@ -16,7 +16,10 @@ G3  A cluster id becomes this node's only when it is durable. The file with the 
 G4  A record that cannot be applied ends the node: its state would not be that of the others any more.
 G5  A leader's own lease is measured on trio's clock, which stands still while the machine sleeps, and others are elected meanwhile. So
     after a sleep nobody is lent a lease until that of before has certainly ended (rule N6).
-G6  A table comes from the own log or from a candidate, and never replaces a newer one (`Ownership` sees to it).
+G6  A table comes from the own log or, where this node has no part in the log, from a candidate; it never replaces a newer one (`Ownership`
+    sees to it).
+G7  A node speaks for itself, and a candidate for those that asked it: a message in the name of another one ends its link, and so does a
+    table that is none.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -32,12 +35,12 @@ import trio
 
 from ..core.bootstrap import Adopt, Bootstrap
 from ..core.controller import Controller
-from ..core.meta import ClusterInit, MetaState, unpack_record
+from ..core.meta import ApplyFailed, ClusterInit, MetaState, unpack_record
 from ..core.ownership import Ownership
 from ..core.raft.types import DATA
 from ..core.requests import Identity
 from ..core.standing import Health, Standing
-from ..core.table import EMPTY, Table, TableReader, apply
+from ..core.table import EMPTY, NODES_MAX, Table, TableReader, apply
 from ..environment import Clock, Random
 from ..errors import NoSpace, RemoteProtocolError
 from ..messages import Message
@@ -232,9 +235,7 @@ class SlotManager:
             case Entries(entries):
                 self._apply(entries, now_us)
             case Installed(index, state):
-                self.meta = MetaState.unpack(state)
-                self._follow(self.meta.table)
-                _log.info("took over the metadata as of %d", index)
+                self._install(index, state)
             case Led():
                 self._note_leader(mail, now_us)
             case Unproposed(records):
@@ -346,11 +347,10 @@ class SlotManager:
         self._adopting = None
         self._identity.cluster_id = cluster_id.hex()
         _log.info("this node belongs to cluster %s", cluster_id.hex())
-        for node_id in self.bootstrap.joined(cluster_id):
-            self._links.send(node_id, ClusterFormed(cluster_id))
-        self._links.recheck()
+        self.bootstrap.joined(cluster_id)
         if self._forming is None and self._election is not None and self._election.core is None:
             self._election_mailbox.post(Join())
+        self._links.recheck()  # what others say of that cluster comes from now on, behind the word that its log begins
 
     def _set_peers(self) -> None:
         """Links to everybody who is known: the configured candidates, and whoever is in the table. Where the two say different things both
@@ -381,6 +381,14 @@ class SlotManager:
                 return  # the next entries ask again
             self._entries_since = self._bytes_since = 0
 
+    def _install(self, index: int, state: bytes) -> None:
+        meta = MetaState.unpack(state)
+        if meta.index > index:
+            raise ApplyFailed(f"the metadata snapshot as of entry {index} says that it is of {meta.index}")  # G4
+        self.meta = meta
+        self._follow(meta.table)
+        _log.info("took over the metadata as of %d", index)
+
     def _follow(self, table: Table) -> None:
         """Act by a newer table, keep it, and tell the nodes that have no log of their own (G6)."""
         base = self._ownership.table.version
@@ -390,13 +398,13 @@ class SlotManager:
             self.acting.set()
         self._to_write.set()
         self._set_peers()
-        for node_id, hello in self._linked.items():
-            if not hello.candidate:
-                self._send_table(node_id, base)
+        followers = [node_id for node_id, hello in self._linked.items() if not hello.candidate]
+        for page in self._table_pages(base) if followers else ():
+            self._links.send_to_all(followers, page)
 
-    def _send_table(self, node_id: int, known: int) -> None:
-        for page in self._ownership.pages(known):
-            self.deliver(node_id, TablePart(*attrs.astuple(page, recurse=False)))
+    def _table_pages(self, known: int) -> Iterator[TablePart]:
+        """What leads there from a version that somebody has."""
+        return (TablePart(*attrs.astuple(page, recurse=False)) for page in self._ownership.pages(known))
 
     def _propose(self, controller: Controller) -> None:
         if trio.current_time() < self._propose_at:
@@ -439,24 +447,31 @@ class SlotManager:
     def _receive(self, node_id: int, message: Message, now_us: int) -> None:
         match message:
             case NodeRegister() | NodeHeartbeat():
-                self._ask_controller(message, now_us)
+                self._ask_controller(node_id, message, now_us)
             case NodeRegistered() | NodeHeartbeatOk():
-                self._take_answer(message, now_us)
+                self._take_answer(node_id, message, now_us)
             case TableAsk(known):
-                self._send_table(node_id, known)
+                for page in self._table_pages(known):
+                    self.deliver(node_id, page)
             case TablePart():
                 self._take_page(node_id, message)
             case ClusterFormed(cluster_id):
                 self.bootstrap.told(cluster_id)
-            case AskController():
-                self._administration.asked(self, message)
+            case AskController(origin):
+                if origin == node_id:
+                    self._administration.asked(self, message)
+                else:
+                    self._links.drop(node_id, f"it asks in the name of node {origin}")  # G7
             case ControllerAnswer():
                 self._administration.take_answer(message)
             case _:
                 _log.debug("a %s of node %d is not for the slot manager", type(message).__name__, node_id)
 
-    def _ask_controller(self, message: NodeRegister | NodeHeartbeat, now_us: int) -> None:
+    def _ask_controller(self, sender: int, message: NodeRegister | NodeHeartbeat, now_us: int) -> None:
         """For the controller: here it is, or it is passed on by the candidate that was asked (rule N6)."""
+        if sender != (message.node_id if message.via == self._myself.node_id else message.via):
+            self._links.drop(sender, f"it speaks for node {message.node_id} through node {message.via}")  # G7
+            return
         if self.controller is None:
             if message.via == self._myself.node_id and self.leader not in (None, self._myself.node_id):
                 assert self.leader is not None
@@ -482,12 +497,15 @@ class SlotManager:
         """Back through the candidate that was asked."""
         self.deliver(answer.node_id if answer.via == self._myself.node_id else answer.via, answer)
 
-    def _take_answer(self, answer: NodeRegistered | NodeHeartbeatOk, now_us: int) -> None:
+    def _take_answer(self, sender: int, answer: NodeRegistered | NodeHeartbeatOk, now_us: int) -> None:
         if answer.node_id != self._myself.node_id:
-            self._links.send(answer.node_id, answer)
+            if answer.via == self._myself.node_id:
+                self._links.send(answer.node_id, answer)
+            else:
+                self._links.drop(sender, f"it answers node {answer.node_id}, which did not ask here")  # G7
             return
         standing = self.standing
-        if standing is None:
+        if standing is None or answer.via != sender or not self._is_candidate(sender):
             return
         boot_us = self._clock.boot_us()
         if isinstance(answer, NodeRegistered):
@@ -513,11 +531,18 @@ class SlotManager:
             self._table_asked_at = now_us / 1e6
             self.deliver(node_id, TableAsk(self._ownership.table.version))
 
+    def _is_candidate(self, node_id: int) -> bool:
+        hello = self._linked.get(node_id)
+        return node_id == self._myself.node_id or (hello is not None and hello.candidate)
+
     def _take_page(self, node_id: int, page: TablePart) -> None:
+        if self._follows_log or not self._is_candidate(node_id):
+            _log.debug("node %d sent a table that nobody wants of it", node_id)  # G6
+            return
         try:
             change = self._readers.setdefault(node_id, TableReader()).add(page)
         except RemoteProtocolError as error:
-            _log.warning("node %d sent a table that is not one: %s", node_id, error)
+            self._links.drop(node_id, f"it sent a table that is none: {error}")
             return
         mine = self._ownership.table
         if change is None or change.version <= mine.version:
@@ -529,5 +554,8 @@ class SlotManager:
         table = apply(mine, change)
         if self._ownership.goes_back(table):
             _log.warning("node %d sent a table that takes terms back: it is not followed", node_id)
+            return
+        if len(table.nodes) > NODES_MAX:
+            self._links.drop(node_id, f"it sent a table that has {len(table.nodes)} nodes by now")
             return
         self._follow(table)

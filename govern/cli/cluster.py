@@ -1,7 +1,8 @@
 """The verbs about the whole cluster: who its nodes are, who answers for what, who may be controller, and the way out of a lost majority.
 
 `nodes` and `table` look; while there is no controller they show what the node at the other end knows, and say so. `members`, `transfer`,
-`reset` and `forget` ask the controller, through whichever node is reached. `recover` works on the data directory of a stopped node.
+`reset` and `forget` ask the controller, through whichever node is reached; `members` alone shows what only the controller knows. `recover`
+works on the data directory of a stopped node.
 """
 
 from __future__ import annotations
@@ -136,7 +137,39 @@ def _print_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def members(found: argparse.Namespace) -> int:
-    """Add, promote or remove a candidate; the answer comes when the change is committed."""
+    """Show the candidates; or add, promote or remove one: then the answer comes when the change is committed."""
+    return _show_members(found) if found.action is None else _change_members(found)
+
+
+def _show_members(found: argparse.Namespace) -> int:
+    """Exit code 1 when the controller does not hear one of them."""
+
+    async def verb() -> int:
+        async with open_registry(found) as registry:
+            answer = await in_time(found, registry, lambda: registry.administer("nodes"))
+        rows = [{**row, "controller": row["node_id"] == answer["controller"] and row["recent"]} for row in answer["members"]]
+        if found.json:
+            print_json(rows)
+        else:
+            _print_rows(
+                ("NODE", "PART", "BEHIND", "ANSWERS", "DISK"),
+                [
+                    (
+                        str(row["node_id"]),
+                        "controller" if row["controller"] else "voter" if row["voter"] else "learner",
+                        "unknown" if row["behind"] is None else str(row["behind"]),
+                        "yes" if row["recent"] else "no",
+                        row["disk_id"],
+                    )
+                    for row in rows
+                ],
+            )
+        return EXIT_DONE if all(row["recent"] for row in rows) else EXIT_REFUSED
+
+    return run_verb(verb)
+
+
+def _change_members(found: argparse.Namespace) -> int:
     done = {"add": "is a learner now; when it has caught up: govern members promote", "promote": "is a voter now", "remove": "is removed"}
 
     async def verb() -> int:

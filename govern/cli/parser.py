@@ -51,7 +51,7 @@ verbs:
   status      show the state of a node; a health check
   nodes       show the nodes of the cluster
   table       show which node answers for which slots
-  members     add, promote or remove a candidate
+  members     show, add, promote or remove candidates
   transfer    hand the controller's office to another candidate
   reset       give up what was on a lost disk of a node
   forget      take a node that is gone for good from the list
@@ -410,15 +410,27 @@ def members_parser() -> Parser:
     """The parser of `members`."""
     parser = _client_parser(
         "members",
-        "members add|promote|remove NODE [FLAGS]",
-        "Change who may be controller, one step at a time. add: the node, which has joined, receives the metadata log; promote: once "
-        "it has caught up, it decides too; remove: it does neither. Use 1, 3 or 5 voters. A candidate with a new disk is a new "
-        "member: remove the node, then add and promote it again.",
+        "members [add|promote|remove NODE] [FLAGS]",
+        "Show who may be controller: the candidates, how many entries of the metadata log each is behind, and whether the controller "
+        "hears it; exit code 1 when it does not hear one. Or change that, one step at a time. add: the node, which has joined, receives "
+        "the metadata log; promote: once it has caught up, it decides too; remove: it does neither. Use 1, 3 or 5 voters. A candidate "
+        "with a new disk is a new member: remove the node, then add and promote it again.",
     )
-    parser.add_argument("action", metavar="add|promote|remove", choices=("add", "promote", "remove"), help="What to do.")
-    _add_node(parser)
-    _add_json(parser, "a JSON object with voters and learners")
+    parser.add_argument(
+        "action", metavar="add|promote|remove", nargs="?", choices=("add", "promote", "remove"), help="What to do; without it, show them."
+    )
+    _add_node(parser, "?")
+    _add_json(parser, "a JSON array; after a change a JSON object with voters and learners")
     return parser
+
+
+def _parse_members(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of `members`: whoever says what to do says to whom."""
+    parser = members_parser()
+    found = parser.parse(arguments)
+    if found.action is not None and not found.node_id:
+        parser.error("the following arguments are required: NODE")
+    return found
 
 
 def transfer_parser() -> Parser:
@@ -542,7 +554,7 @@ _VERBS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "status": lambda arguments: status(status_parser().parse(arguments)),
     "nodes": lambda arguments: nodes(nodes_parser().parse(arguments)),
     "table": lambda arguments: table(table_parser().parse(arguments)),
-    "members": lambda arguments: members(members_parser().parse(arguments)),
+    "members": lambda arguments: members(_parse_members(arguments)),
     "transfer": lambda arguments: transfer(transfer_parser().parse(arguments)),
     "reset": lambda arguments: reset(reset_parser().parse(arguments)),
     "forget": lambda arguments: forget(forget_parser().parse(arguments)),

@@ -184,8 +184,14 @@ def _state_lines(state: Mapping[str, Any]) -> list[str]:
 
 
 def _candidate(row: Mapping[str, Any]) -> str:
-    """One of those who may elect, or will be: `2 voter, cannot be reached`."""
-    return f"{row['node_id']} {'voter' if row['voter'] else 'learner'}" + ("" if row["reachable"] else ", cannot be reached")
+    """One of those who may elect, or will be: `2 voter, 17 entries behind, cannot be reached`."""
+    behind = row.get("behind")
+    texts = [f"{row['node_id']} {'voter' if row['voter'] else 'learner'}"]
+    if behind:
+        texts.append(f"{behind} entr{'y' if behind == 1 else 'ies'} behind")
+    if not row["reachable"]:
+        texts.append("cannot be reached")
+    return ", ".join(texts)
 
 
 def _label(name: str) -> str:

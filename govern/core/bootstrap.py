@@ -6,7 +6,7 @@ the cluster, when it has seen that none of them belongs to one. Everybody else o
 B1  Only the smallest id of the list forms a cluster, only with an empty directory, and only while it has links to all others of the
     list, each of which said on that link that it belongs to no cluster and has the same list.
 B2  The new cluster is durable before anybody is told of it.
-B3  Who belongs to no cluster takes the first one that it hears of, and then tells everybody to whom it has a link.
+B3  Who belongs to no cluster takes the first one that it hears of, and then tells everybody to whom it has a link (`peering`, P7).
 B4  Who belongs to a cluster never takes another one.
 
 So while any disk that joined is there, its word stands against a second cluster from the same list. When all are wiped nobody
@@ -16,14 +16,11 @@ remembers, and a new cluster is right. Assumed: wiping a directory and starting 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import attrs
 
-from ..peer_messages import Member, PeerHello
+from ..peer_messages import DISK_ID_BYTES, Member, PeerHello
 from .meta import NO_CLUSTER
-
-DISK_ID_BYTES: Final = 16
 
 
 @attrs.frozen
@@ -83,11 +80,10 @@ class Bootstrap:
         disks = {node_id: self._linked[node_id].disk_id for node_id in self.initial if node_id != self.me.node_id}
         return Form(tuple(Member(node_id, disks.get(node_id, self.me.disk_id)) for node_id in self.initial))
 
-    def joined(self, cluster_id: bytes) -> list[int]:
-        """The cluster is durable here (B2). Returns whom to tell, with `ClusterFormed`."""
+    def joined(self, cluster_id: bytes) -> None:
+        """The cluster is durable here (B2), and everybody may be told."""
         assert not self.has_cluster or self.cluster_id == cluster_id, (self, cluster_id)
         self.cluster_id = cluster_id
-        return sorted(self._linked)
 
     @property
     def waiting(self) -> str | None:

@@ -29,8 +29,17 @@ from typing import Any, Final
 import attrs
 
 from ..errors import GovernError
-from ..peer_messages import HEARTBEAT_LEASED, HEARTBEAT_UNKNOWN, Member, NodeHeartbeat, NodeHeartbeatOk, NodeRegister, NodeRegistered
-from .meta import NODE_ID_MAX, MetaState, NodeFenced, NodeForgotten, NodeJoined, Record, SlotBatch, SlotItem
+from ..model import NODE_ID_MAX
+from ..peer_messages import (
+    HEARTBEAT_LEASED,
+    HEARTBEAT_UNKNOWN,
+    Member,
+    NodeHeartbeat,
+    NodeHeartbeatOk,
+    NodeRegister,
+    NodeRegistered,
+)
+from .meta import MetaState, NodeFenced, NodeForgotten, NodeJoined, Record, SlotBatch, SlotItem
 from .slots import SLOT_COUNT
 from .standing import LEASE_MS
 from .table import DOWN, UP, SlotRun
@@ -173,6 +182,15 @@ class Controller:
         if refusal is not None:
             raise DecisionRefused(refusal)
         self._note(self._forgets, node_id, token)
+
+    def abandon(self, token: object) -> None:
+        """Nobody waits for this decision any more, so it is not taken at some later time, when nobody expects it. What is on its way into
+        the log may still happen. Nothing for a token that is not known."""
+        for decisions in (self._resets, self._forgets):
+            for node_id, tokens in list(decisions.items()):
+                decisions[node_id] = [each for each in tokens if each != token]
+                if not decisions[node_id]:
+                    del decisions[node_id]
 
     def take_decided(self) -> list[Decided]:
         """Operators' decisions that are done, or have become impossible. Those of a controller that lost its leadership are never named."""

@@ -27,6 +27,7 @@ import attrs
 import msgpack
 
 from ..errors import GovernError, RemoteProtocolError
+from ..model import NODE_ID_MAX
 from .slots import SLOT_COUNT
 from .table import (
     DOWN,
@@ -48,7 +49,6 @@ NO_CLUSTER: Final = bytes(16)
 SLOT_HASH: Final = "crc16"
 RECORD_BYTES_MAX: Final = 256 * 1024
 """A record goes into one Append with its neighbours. A batch with an item for each slot is smaller than this."""
-NODE_ID_MAX: Final = 65_535
 
 
 class ApplyFailed(GovernError):
@@ -390,32 +390,57 @@ class MetaState:
         if not data:
             return state
         try:
-            number, state.index, state.cluster_id, (version, nodes, runs), extras, homes = msgpack.unpackb(
-                data, raw=False, strict_map_key=True
-            )
+            number, *fields = msgpack.unpackb(data, raw=False, strict_map_key=True)
             if number != FORMAT:
                 raise ApplyFailed(f"the metadata snapshot has format {number}; this version of govern knows only {FORMAT}")
+            state.index, state.cluster_id, (version, nodes, runs), extras, homes = fields
             state.table = Table(version, read_nodes(nodes), read_runs(runs))
             for row, (volatile, fenced, former) in zip(state.table.nodes, extras, strict=True):
                 state.nodes[row.node_id] = MetaNode(row, volatile, fenced, tuple((disk_id, boot_no) for disk_id, boot_no in former))
             state.homes = {(node_id, copy_id): CopyHome(disk_id, volatile) for node_id, copy_id, disk_id, volatile in homes}
+            state._check_types()
         except (ValueError, TypeError, RecursionError, RemoteProtocolError) as error:
             raise ApplyFailed(f"the metadata snapshot is not readable: {error}") from error
+        flaw = state._find_flaw()
+        if flaw is not None:
+            raise ApplyFailed(f"the metadata snapshot contradicts itself: {flaw}")
         return state
+
+    def _check_types(self) -> None:
+        """Of what `unpack` took from anywhere; raises `TypeError`."""
+        values: list[tuple[object, type]] = [(self.index, int), (self.cluster_id, bytes), (self.version, int)]
+        for node in self.nodes.values():
+            values += [(node.volatile, bool), (node.fenced, str)]
+            values += [each for disk_id, boot_no in node.former for each in ((disk_id, bytes), (boot_no, int))]
+        for (node_id, copy_id), home in self.homes.items():
+            values += [(node_id, int), (copy_id, int), (home.disk_id, bytes), (home.volatile, bool)]
+        for value, kind in values:
+            if type(value) is not kind:
+                raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
 
     def validate(self) -> None:
         """Assert that the parts agree with each other."""
         self.table.validate()
-        assert tuple(self.nodes[node_id].row for node_id in sorted(self.nodes)) == self.table.nodes
-        assert sorted(self.homes) == sorted({copy for run in self.table.runs for copy in run.copies})
-        assert self.version <= self.index
+        flaw = self._find_flaw()
+        assert flaw is None, flaw
+
+    def _find_flaw(self) -> str | None:
+        """In what the parts do not agree with each other."""
+        copies = [copy for run in self.table.runs for copy in run.copies]
+        if tuple(self.nodes[node_id].row for node_id in sorted(self.nodes)) != self.table.nodes:
+            return "the nodes are not those of the table"
+        if self.version > self.index:
+            return f"version {self.version} of the table is of a later entry than {self.index}"
+        if sorted(self.homes) != sorted(dict.fromkeys(copies)):
+            return "the homes are not those of the copies in the table"
         for node in self.nodes.values():
-            assert (node.row.state == DOWN) == bool(node.fenced), node
-            assert node.row.registered_at <= self.version, node
-            assert node.row.disk_id not in dict(node.former), node
+            row = node.row
+            if (row.state == DOWN) != bool(node.fenced) or row.registered_at > self.version or row.disk_id in dict(node.former):
+                return f"{node}"
         for run in self.table.runs:
-            assert all(node_id in self.nodes and copy_id <= run.term for node_id, copy_id in run.copies), run
-            assert run.term <= self.version, run
+            if run.term > self.version or not all(node_id in self.nodes and copy_id <= run.term for node_id, copy_id in run.copies):
+                return f"{run}"
+        return None
 
 
 def _new_run(index: int, node_id: int, first: int, last: int) -> SlotRun:

@@ -18,7 +18,9 @@ P3  The smaller id follows: what the larger one chose last replaces what was up 
 P4  An earlier boot of a disk never replaces a later one.
 P5  A known node without a link is dialled again, for ever: after a pause with full jitter that doubles up to a second.
 P6  Nobody is let in who is of another cluster, speaks no common protocol, bears this node's id, or is not the node that was dialled.
-P7  Silence is lived silence: a node that was stalled itself does not take that for the silence of others.
+P7  Nothing that a link brings is acted on before both sides have said that they belong to one cluster. Who found its cluster after its
+    Hello says so on every link that it has (B3); who turns out to be of another one has no link from then on.
+P8  Silence is lived silence: a node that was stalled itself does not take that for the silence of others.
 
 Known limit: two nodes that bear one id and live on two disks take the link from each other, every few seconds. The log says so.
 """
@@ -33,6 +35,7 @@ from typing import Final, Protocol
 import attrs
 
 from ..messages import Message
+from ..model import NODE_ID_MAX
 from ..peer_messages import PEER_PROTOCOL_VERSION_MIN, PeerHello, PeerRefused
 
 PATIENCE_SECONDS: Final = 2.0
@@ -51,7 +54,6 @@ STRANGERS_MAX: Final = 1024
 """Links to nodes that are in no table yet. Only a few join at a time, but a table may be late."""
 COMPLAINT_SECONDS: Final = 60.0
 COMPLAINTS_MAX: Final = 256
-NODE_ID_MAX: Final = 65_535
 
 
 class Chance(Protocol):
@@ -79,7 +81,7 @@ class PeerLink:
     """Where it was dialled; empty on the other side."""
     phase: Phase = Phase.GREETING
     hello: PeerHello | None = None
-    """What the other side said of itself."""
+    """What the other side said of itself; its cluster is the newest that it spoke of."""
     up_at: float = math.inf
 
     def __repr__(self) -> str:
@@ -190,6 +192,14 @@ class Peering:
         """Whether this node chooses the link (P2)."""
         return mine.node_id > other.node_id
 
+    def told(self, link: PeerLink, cluster_id: bytes) -> str | None:
+        """The other side of a link that is up has found its cluster (P7). Why that cannot be, when it belonged to another one before."""
+        assert link.hello is not None, "a link that is up was greeted"
+        if is_known(link.hello.cluster_id) and link.hello.cluster_id != cluster_id:
+            return f"it belonged to cluster {link.hello.cluster_id.hex()}, and now says {cluster_id.hex()}"
+        link.hello = attrs.evolve(link.hello, cluster_id=cluster_id)
+        return None
+
     def _judge_life(self, mine: PeerHello, other: PeerHello) -> PeerRefused | None:
         peer = self._peers.get(other.node_id)
         if peer is None:
@@ -260,10 +270,6 @@ class Peering:
         """The nodes with a link that is up, and what each said of itself."""
         return {node_id: link.hello for node_id, link in self._links_up() if link.hello is not None}
 
-    def foreign(self, mine: PeerHello) -> list[PeerLink]:
-        """Links that are up to nodes of another cluster: this node has found one since they were made."""
-        return [link for _, link in self._links_up() if link.hello is not None and _is_foreign(mine, link.hello)]
-
     def _links_up(self) -> Iterator[tuple[int, PeerLink]]:
         for node_id, peer in self._peers.items():
             if peer.up is not None:
@@ -292,21 +298,32 @@ def judge(mine: PeerHello, other: PeerHello, expected: int | None) -> PeerRefuse
         return PeerRefused("identity", f"both sides are node {mine.node_id}: each node needs its own id, and its own address in `peers`")
     if expected is not None and other.node_id != expected:
         return PeerRefused("identity", f"node {expected} was dialled, node {other.node_id} answered: check the addresses in `peers`")
-    if _is_foreign(mine, other):
-        return PeerRefused(
-            "cluster",
-            f"node {mine.node_id} belongs to cluster {mine.cluster_id.hex()}, node {other.node_id} to another cluster, "
-            f"{other.cluster_id.hex()}: check `peers`; whichever is in the wrong one needs an empty data directory",
-        )
-    return None
+    return judge_cluster(mine, other)
+
+
+def judge_cluster(mine: PeerHello, other: PeerHello) -> PeerRefused | None:
+    """Why the two have nothing to say to each other, or None as long as they may belong to one cluster."""
+    if not _is_foreign(mine, other):
+        return None
+    return PeerRefused(
+        "cluster",
+        f"node {mine.node_id} belongs to cluster {mine.cluster_id.hex()}, node {other.node_id} to another cluster, "
+        f"{other.cluster_id.hex()}: check `peers`; whichever is in the wrong one needs an empty data directory",
+    )
+
+
+def is_of_one_cluster(mine: PeerHello, other: PeerHello) -> bool:
+    """Whether both belong to a cluster, and to the same one (P7)."""
+    return is_known(mine.cluster_id) and mine.cluster_id == other.cluster_id
 
 
 def _is_foreign(mine: PeerHello, other: PeerHello) -> bool:
     """Of another cluster; a node that belongs to none yet is not."""
-    return _is_known(mine.cluster_id) and _is_known(other.cluster_id) and mine.cluster_id != other.cluster_id
+    return is_known(mine.cluster_id) and is_known(other.cluster_id) and mine.cluster_id != other.cluster_id
 
 
-def _is_known(cluster_id: bytes) -> bool:
+def is_known(cluster_id: bytes) -> bool:
+    """Whether that is a cluster, and not the word for none."""
     return any(cluster_id)
 
 
@@ -314,7 +331,7 @@ def _is_known(cluster_id: bytes) -> bool:
 
 
 class Silence:
-    """How long the other side of one link has been silent, in ticks: a node that was stalled did not tick meanwhile (P7)."""
+    """How long the other side of one link has been silent, in ticks: a node that was stalled did not tick meanwhile (P8)."""
 
     def __init__(self) -> None:
         self.ticks = 0

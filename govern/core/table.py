@@ -6,6 +6,7 @@ one and replace it by a newer one. On the wire it travels as rows, whole or as w
 T1  Runs are sorted and do not overlap; neighbours that say the same are one run. A slot that is in no run belongs to nobody yet.
 T2  `apply(old, difference(old, new)) == new`: a reader that follows the changes has the table that its writer has.
 T3  A version is made once. Two tables of one cluster with one version are equal.
+T4  Rows from anywhere make a table of a bounded size, which any file and any frame for tables can hold, or none.
 """
 
 from __future__ import annotations
@@ -18,12 +19,21 @@ from typing import Any, Final, Protocol
 import attrs
 
 from ..errors import RemoteProtocolError
+from ..model import NODE_ID_MAX
+from ..peer_messages import DISK_ID_BYTES, NUMBER_MAX
 from .slots import SLOT_COUNT
 
 UP: Final = "up"
 DOWN: Final = "down"
-ROWS_MAX: Final = SLOT_COUNT + 4096
-"""Rows of one table that a reader takes: every slot in a run of its own, and more nodes than any cluster has."""
+NODES_MAX: Final = 4096
+"""Nodes in one table: more than any cluster has."""
+COPIES_MAX: Final = 16
+"""Copies of a slot, and so nodes in sync: far more than anybody keeps."""
+ADDRESS_BYTES_MAX: Final = 300
+"""The longest host name, and a port."""
+STATE_BYTES_MAX: Final = 16
+ROWS_MAX: Final = SLOT_COUNT + 2 * NODES_MAX
+"""Rows of one table that a reader takes: every slot in a run of its own, and nodes, and pages."""
 
 
 @attrs.frozen
@@ -211,7 +221,8 @@ def apply(table: Table, change: TableChange) -> Table:
     if not change.base:
         return Table(change.version, change.nodes, change.runs)
     assert change.base == table.version, (table, change.base)
-    nodes = {node.node_id: node for node in table.nodes if node.node_id not in change.gone}
+    gone = dict.fromkeys(change.gone)
+    nodes = {node.node_id: node for node in table.nodes if node.node_id not in gone}
     nodes.update({node.node_id: node for node in change.nodes})
     return Table(change.version, tuple(nodes[node_id] for node_id in sorted(nodes)), overlay(table.runs, change.runs))
 
@@ -234,38 +245,62 @@ _NODE_TYPES: Final = (int, str, str, bool, str, bytes, int, int)
 
 def read_nodes(rows: Sequence[Any]) -> tuple[TableNode, ...]:
     """Nodes from rows; more items than are known are ignored. Raises `RemoteProtocolError`, also when they are not in order."""
+    if len(rows) > NODES_MAX:
+        raise RemoteProtocolError(f"a table of {len(rows)} nodes: {NODES_MAX} are the most")
     nodes = tuple(_read_node(row) for row in rows)
     if any(node.node_id >= later.node_id for node, later in pairwise(nodes)):
-        raise RemoteProtocolError("the nodes of a table must be in order")
+        raise RemoteProtocolError("the nodes of a table must be in the order of their ids, each once")
     return nodes
 
 
 def _read_node(row: Any) -> TableNode:
     if type(row) is not list or tuple(map(type, row[: len(_NODE_TYPES)])) != _NODE_TYPES:
         raise RemoteProtocolError("a node of the table must be [id, clients, peers, candidate, state, disk, boot, registered at]")
-    return TableNode(*row[: len(_NODE_TYPES)])
+    node = TableNode(*row[: len(_NODE_TYPES)])
+    if not (
+        1 <= node.node_id <= NODE_ID_MAX
+        and len(node.clients.encode()) <= ADDRESS_BYTES_MAX
+        and len(node.peers.encode()) <= ADDRESS_BYTES_MAX
+        and len(node.state.encode()) <= STATE_BYTES_MAX
+        and len(node.disk_id) == DISK_ID_BYTES
+        and 0 <= node.boot_no < NUMBER_MAX
+        and 0 <= node.registered_at < NUMBER_MAX
+    ):
+        raise RemoteProtocolError(f"a node of the table has a value out of bounds: {node.node_id}")
+    return node
 
 
 def read_runs(rows: Sequence[Any]) -> tuple[SlotRun, ...]:
     """Runs from rows; more items than are known are ignored. Raises `RemoteProtocolError`, also when they are not in order."""
-    runs = tuple(_read_run(row) for row in rows)
-    end = -1
-    for run in runs:
-        if not end < run.first <= run.last < SLOT_COUNT:
-            raise RemoteProtocolError("the runs of a table must be in order and within the slots")
-        if run.primary not in run.in_sync or all(node_id != run.primary for node_id, _ in run.copies):
-            raise RemoteProtocolError("the primary of a run must have a copy and be in sync")
-        end = run.last
+    return _in_order(tuple(_read_run(row) for row in rows))
+
+
+def _in_order(runs: tuple[SlotRun, ...]) -> tuple[SlotRun, ...]:
+    if any(run.last >= later.first for run, later in pairwise(runs)):
+        raise RemoteProtocolError("the runs of a table must be in order")
     return runs
 
 
 def _read_run(row: Any) -> SlotRun:
-    if type(row) is list and [type(value) for value in row[:6]] == [int, int, int, int, list, list]:
-        first, last, primary, term, copies, in_sync = row[:6]
-        pairs = all(type(copy) is list and [type(value) for value in copy[:2]] == [int, int] for copy in copies)
-        if pairs and all(type(node_id) is int for node_id in in_sync):
-            return SlotRun(first, last, primary, term, tuple((copy[0], copy[1]) for copy in copies), tuple(in_sync))
-    raise RemoteProtocolError("a run of the table must be [first, last, primary, term, copies, in sync]")
+    if type(row) is not list or [type(value) for value in row[:6]] != [int, int, int, int, list, list]:
+        raise RemoteProtocolError("a run of the table must be [first, last, primary, term, copies, in sync]")
+    first, last, primary, term, copies, in_sync = row[:6]
+    if not (0 <= first <= last < SLOT_COUNT and 0 <= term < NUMBER_MAX and len(copies) <= COPIES_MAX and len(in_sync) <= COPIES_MAX):
+        raise RemoteProtocolError("a run of the table has a value out of bounds")
+    pairs = tuple(_read_copy(copy) for copy in copies)
+    if not all(type(node_id) is int and 1 <= node_id <= NODE_ID_MAX for node_id in in_sync):
+        raise RemoteProtocolError("nodes in sync are told by their ids")
+    if primary not in in_sync or all(node_id != primary for node_id, _ in pairs):
+        raise RemoteProtocolError("the primary of a run must have a copy and be in sync")
+    return SlotRun(first, last, primary, term, pairs, tuple(in_sync))
+
+
+def _read_copy(copy: Any) -> tuple[int, int]:
+    if type(copy) is not list or [type(value) for value in copy[:2]] != [int, int]:
+        raise RemoteProtocolError("a copy must be [node, copy id]")
+    if not (1 <= copy[0] <= NODE_ID_MAX and 0 <= copy[1] < NUMBER_MAX):
+        raise RemoteProtocolError("a copy has a value out of bounds")
+    return copy[0], copy[1]
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------------
@@ -290,38 +325,52 @@ class TablePage(Protocol):
 
 def read_change(pages: Sequence[TablePage]) -> TableChange:
     """The pages of one answer as a change; raises `RemoteProtocolError` when they do not belong together or make no table."""
-    first = pages[0]
-    if any((page.base, page.version) != (first.base, first.version) for page in pages):
-        raise RemoteProtocolError("the pages of a table are of different versions")
-    nodes = read_nodes([row for page in pages for row in page.nodes])
-    runs = read_runs([row for page in pages for row in page.runs])
-    gone = [node_id for page in pages for node_id in page.gone]
-    ids = [node.node_id for node in nodes]
-    if ids != sorted(dict.fromkeys(ids)):
-        raise RemoteProtocolError("the nodes of a table must be in the order of their ids, each once")
-    if not all(type(node_id) is int for node_id in gone):
+    return _joined([_read_page(page) for page in pages])
+
+
+def _read_page(page: TablePage) -> TableChange:
+    if not (type(page.base) is type(page.version) is int and 0 <= page.base < NUMBER_MAX and 0 <= page.version < NUMBER_MAX):
+        raise RemoteProtocolError("a version of the table is out of bounds")
+    if len(page.gone) > NODES_MAX or not all(type(node_id) is int for node_id in page.gone):
         raise RemoteProtocolError("nodes that are gone are told by their ids")
-    return TableChange(first.base, first.version, nodes, tuple(gone), runs)
+    return TableChange(page.base, page.version, read_nodes(page.nodes), tuple(page.gone), read_runs(page.runs))
+
+
+def _joined(parts: Sequence[TableChange]) -> TableChange:
+    first = parts[0]
+    if any((part.base, part.version) != (first.base, first.version) for part in parts):
+        raise RemoteProtocolError("the pages of a table are of different versions")
+    nodes = tuple(node for part in parts for node in part.nodes)
+    if any(node.node_id >= later.node_id for node, later in pairwise(nodes)):
+        raise RemoteProtocolError("the nodes of a table must be in the order of their ids, each once")
+    runs = _in_order(tuple(run for part in parts for run in part.runs))
+    return TableChange(first.base, first.version, nodes, tuple(node_id for part in parts for node_id in part.gone), runs)
 
 
 class TableReader:
-    """Puts the pages of a table together. Pages of two answers never mix: one that does not continue what is there begins anew."""
+    """Puts the pages of a table together. Pages of two answers never mix: one that does not continue what is there begins anew. Each
+    page is read when it comes, so that what waits for the last one is bounded (T4)."""
 
     def __init__(self) -> None:
-        self._pages: list[TablePage] = []
+        self._parts: list[TableChange] = []
         self._rows = 0
 
     def add(self, page: TablePage) -> TableChange | None:
         """Take one page; the change, when it was the last one. Raises `RemoteProtocolError`, and what was there is dropped."""
-        if self._pages and (page.base, page.version) != (self._pages[0].base, self._pages[0].version):
+        try:
+            part = _read_page(page)
+        except RemoteProtocolError:
             self._take()
-        self._pages.append(page)
-        self._rows += 1 + len(page.nodes) + len(page.gone) + len(page.runs)
+            raise
+        if self._parts and (part.base, part.version) != (self._parts[0].base, self._parts[0].version):
+            self._take()
+        self._parts.append(part)
+        self._rows += 1 + len(part.nodes) + len(part.gone) + len(part.runs)
         if self._rows > ROWS_MAX:
             self._take()
             raise RemoteProtocolError(f"a table of more than {ROWS_MAX} rows")
-        return None if page.more else read_change(self._take())
+        return None if page.more else _joined(self._take())
 
-    def _take(self) -> list[TablePage]:
-        pages, self._pages, self._rows = self._pages, [], 0
-        return pages
+    def _take(self) -> list[TableChange]:
+        parts, self._parts, self._rows = self._parts, [], 0
+        return parts

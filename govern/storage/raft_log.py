@@ -172,12 +172,14 @@ class RaftLog:
         """Make a step of the Raft core durable: first the snapshot, then the entries in the place of that index and everything behind it,
         and the vote. Returns when all of it is on the disk (L1). One call at a time.
 
-        A commit beyond the last entry is written as that entry's index. Entries that the snapshot covers are left out.
+        A commit beyond the last entry is written as that entry's index. Entries that the snapshot covers are left out. A snapshot of
+        term 0, the beginning of a log in which nothing is yet, is not written: the first entry says where it lies, and until then it may
+        be forgotten. Whoever named it may have been wrong, and a start could not take it back.
 
         Raises `NoSpace`: the same call can be repeated, and unless there was a snapshot certainly nothing was written. Raises
         `StorageFailed` when the disk failed, and so does every later call. Cancelled, the log can only be closed.
         """
-        if snapshot is None:
+        if snapshot is None or not snapshot.term:
             async with self._appending:
                 await self._write(hard, entries)
             return

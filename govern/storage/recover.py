@@ -7,7 +7,10 @@ What the lost candidates had and this one has not is gone, and with it numbers t
 log, and clients compare them. Therefore
 
 V1  The next index and the next term are larger than any that the lost cluster can have used: both jump by 2**32. A candidate of the old
-    cluster that turns up after all speaks of terms long past, and nobody listens to it.
+    cluster that turns up after all speaks of terms long past, and nobody listens to it who has heard of the new ones. That holds for the
+    numbers, not for the world: lost candidates that together are a majority of the old membership still elect a controller of their own,
+    of the same cluster id, for whoever reaches only them. So each of them must be wiped before it can reach the recovered candidate or
+    its nodes again; the report says so.
 V2  The identity stays: cluster, disk and data of the slots are the same; every node registers anew and gets new terms for its slots.
 V3  It takes effect with one rename. Interrupted before, the candidate starts as it was, or does not start at all, and it is run again.
 V4  Nothing is believed that is not proven by checksums; what cannot be proven is named. Nothing is deleted.
@@ -72,7 +75,8 @@ class RecoverReport:
             lines.append(f"damage: {self.damage}; what was behind it is lost")
         lines.append("not proven: what other candidates confirmed and this one never received is lost, if there was anything")
         if others:
-            lines.append(f"removed: the candidates {others}; empty their data directories before they start again")
+            lines.append(f"removed: the candidates {others}; empty their data directories before they can reach this cluster again")
+            lines.append("a majority of them that runs on its old directories is a second controller of this cluster")
         return [*lines, *self.notes]
 
 

@@ -27,7 +27,7 @@ def name_of(node_id: int) -> str:
     return f"node{node_id}"
 
 
-def hello_of(node_id: int, *, boot_no: int = 1, cluster_id: bytes = b"", disk: int | None = None) -> PeerHello:
+def hello_of(node_id: int, *, boot_no: int = 1, cluster_id: bytes = BLUE, disk: int | None = None) -> PeerHello:
     disk_id = (node_id if disk is None else disk).to_bytes(16)
     return PeerHello(1, cluster_id, node_id, disk_id, boot_no, True, f"{name_of(node_id)}:{PORT}", f"{name_of(node_id)}:7400", (1, 2, 3))
 
@@ -49,6 +49,8 @@ class Teller:
     def __init__(self, network: Network, hello: PeerHello, host: str | None = "0.0.0.0", port: int = PORT, seed: object = 0) -> None:
         self.hello = hello
         self.journal: list[Told] = []
+        self._checked = 0
+        self._states: dict[int, str] = {}
         self.greeting: Message | None = None
         """Sent to every node from inside of `on_up`."""
         self.scope = trio.CancelScope()
@@ -72,14 +74,16 @@ class Teller:
 
     def check(self) -> None:
         """Ups and downs take turns, and messages come only between them (C1)."""
-        states: dict[int, str] = {}
-        for told in self.journal:
+        states = self._states
+        while self._checked < len(self.journal):
+            told = self.journal[self._checked]
             before = states.get(told.node_id, "down")
             assert told.what != before, f"node {self.hello.node_id} was told {told.what} of node {told.node_id} twice"
             if told.what == "got":
                 assert before == "up", f"node {self.hello.node_id} got a message of node {told.node_id} outside of a link"
             else:
                 states[told.node_id] = told.what
+            self._checked += 1
 
     def told(self, what: str, node_id: int | None = None) -> list[Told]:
         return [told for told in self.journal if told.what == what and node_id in (None, told.node_id)]
@@ -113,7 +117,7 @@ class Town:
         self._nursery = nursery
 
     async def start(
-        self, node_id: int, knows: Mapping[int, str] | None = None, *, boot_no: int = 1, cluster_id: bytes = b"", dials_only: bool = False
+        self, node_id: int, knows: Mapping[int, str] | None = None, *, boot_no: int = 1, cluster_id: bytes = BLUE, dials_only: bool = False
     ) -> Teller:
         """Start a node, or start it again; it knows nodes 1 to 9 unless told otherwise."""
         hello = hello_of(node_id, boot_no=boot_no, cluster_id=cluster_id)
@@ -123,13 +127,13 @@ class Town:
         await self._nursery.start(node.run)
         return node
 
-    async def form(self, *node_ids: int, cluster_id: bytes = b"") -> list[Teller]:
+    async def form(self, *node_ids: int, cluster_id: bytes = BLUE) -> list[Teller]:
         """Start these nodes, who know each other and nobody else, and wait until all are linked."""
         await self.form_apart(*node_ids, cluster_id=cluster_id)
         await self.wait_linked()
         return [self.nodes[node_id] for node_id in node_ids]
 
-    async def form_apart(self, *node_ids: int, cluster_id: bytes = b"") -> None:
+    async def form_apart(self, *node_ids: int, cluster_id: bytes = BLUE) -> None:
         """The same without waiting."""
         for node_id in node_ids:
             await self.start(node_id, {other: f"{name_of(other)}:{PORT}" for other in node_ids}, cluster_id=cluster_id)

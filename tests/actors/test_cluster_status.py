@@ -1,9 +1,14 @@
-"""What a node without a part in the metadata log says of the cluster, from the table alone."""
+"""What a node says of the cluster: without a part in the metadata log from the table alone; with one, of its members."""
 
 from __future__ import annotations
 
-from govern.actors.cluster_status import _in_words, _seen_in
+from typing import Any, NamedTuple
+
+from govern.actors.cluster_status import ClusterStatus, _in_words, _seen_in
+from govern.core.ownership import Ownership
+from govern.core.raft.types import Membership
 from govern.core.table import DOWN, EMPTY, UP, SlotRun, Table, TableNode
+from govern.peer_messages import Member
 
 
 def node(node_id: int, state: str, registered_at: int) -> TableNode:
@@ -33,3 +38,52 @@ def test_the_table_tells_who_is_down_and_whose_slots_did_not_come_back() -> None
 def test_several_are_named_in_words() -> None:
     """`1`, `1 and 2`, `1, 2 and 3`."""
     assert [_in_words(list("123"[:count])) for count in (1, 2, 3)] == ["1", "1 and 2", "1, 2 and 3"]
+
+
+class Asked(NamedTuple):
+    """An election, as far as a status asks it."""
+
+    membership: Membership
+    behind: dict[Member, int]
+    term: int = 3
+    leads: bool = True
+
+    def entries_behind(self) -> dict[Member, int]:
+        return self.behind
+
+
+class Unlinked:
+    """No links, and none refused."""
+
+    def peers(self) -> dict[int, Any]:
+        return {}
+
+
+def members(*node_ids: int) -> tuple[Member, ...]:
+    return tuple(Member(node_id, bytes([node_id]) * 16) for node_id in node_ids)
+
+
+def status_of(election: Asked | None) -> ClusterStatus:
+    options: dict[str, Any] = {"manager": None, "election": election, "links": Unlinked()}
+    return ClusterStatus(node_id=1, ownership=Ownership(members(1)[0], 1), **options)
+
+
+def test_a_bad_number_of_voters_is_a_notice() -> None:
+    """Of what is in force, not of what is configured; a node that has no part in the log says nothing of it."""
+    assert [status_of(Asked(Membership(members(*range(1, 1 + count))), {})).notices() for count in (1, 2, 3)] == [
+        [],
+        ["2 voters survive no more losses than 1: use 1 or 3"],
+        [],
+    ]
+    assert status_of(None).notices() == []
+
+
+def test_the_controller_says_how_far_candidates_are_behind() -> None:
+    """Of those that it has heard."""
+    one, two, three = members(1, 2, 3)
+    status = status_of(Asked(Membership((one, two), (three,)), {one: 0, three: 17}))
+    assert status._candidates() == [
+        {"node_id": 1, "voter": True, "reachable": True, "behind": 0},
+        {"node_id": 2, "voter": True, "reachable": False, "behind": None},
+        {"node_id": 3, "voter": False, "reachable": False, "behind": 17},
+    ]

@@ -7,17 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import attrs
+import pytest
 import trio
 from trio.testing import MockClock
 
 from govern.actors.election import Election
-from govern.actors.mail import Compact, ElectionMail, Entries, Form, Led, ManagerMail, Propose, Unproposed
+from govern.actors.mail import Compact, ElectionMail, Entries, Form, Led, ManagerMail, Propose, RaftMail, Unproposed
 from govern.actors.metadata_log import MetadataLog
 from govern.actors.runtime import Mailbox
 from govern.core.meta import ClusterInit, NodeForgotten
 from govern.core.raft.core import UNCOMMITTED_MAX
+from govern.core.raft.membership import advice
 from govern.core.raft.types import DATA, Timing
-from govern.peer_messages import Member
+from govern.peer_messages import AppendAnswer, Member, PreVoteAnswer, VoteAnswer
 from govern.storage.raft_log import MemoryRaftLog
 
 ME = Member(1, b"d" * 16)
@@ -39,8 +41,8 @@ class Alone:
 
 
 @asynccontextmanager
-async def open_alone() -> AsyncIterator[Alone]:
-    """A voter that has just become the leader, in term 2."""
+async def open_election(*voters: Member) -> AsyncIterator[Alone]:
+    """A voter that has just formed the cluster."""
     mailbox, told = Mailbox[ElectionMail]("election", capacity=64), Mailbox[ManagerMail]("slot_manager", capacity=64)
     election = Election(
         me=ME,
@@ -53,15 +55,50 @@ async def open_alone() -> AsyncIterator[Alone]:
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: election.run(task_status=task_status))
-        mailbox.post(Form(0, (ME,), ClusterInit(b"c" * 16).pack()))
-        alone = Alone(election, mailbox, told)
+        mailbox.post(Form(0, voters, ClusterInit(b"c" * 16).pack()))
+        yield Alone(election, mailbox, told)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_alone() -> AsyncIterator[Alone]:
+    """A voter that has just become the leader, in term 2."""
+    async with open_election(ME) as alone:
         assert [mail.term for mail in await alone.heard() if isinstance(mail, Led) and mail.serving] == [2]
         yield alone
-        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+async def test_a_cluster_that_is_formed_with_too_many_voters_says_so(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, count: int
+) -> None:
+    """Once, in the log; a bootstrap from 2, 4 or 6 peers would not be noticed otherwise."""
+    async with open_election(*(Member(node_id, bytes([node_id]) * 16) for node_id in range(1, count + 1))) as one:
+        await one.heard()
+        await one.heard()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == list(filter(None, [advice(count)]))
 
 
 def data_of(heard: list[ManagerMail]) -> list[bytes]:
     return [entry.data for mail in heard if isinstance(mail, Entries) for entry in mail.entries if entry.kind == DATA]
+
+
+async def test_a_leader_knows_how_far_the_others_are_behind(autojump_clock: MockClock) -> None:
+    """The one that it has heard lacks what came since; of the other nothing is known. Who does not lead knows of nobody."""
+    two, three = (Member(node_id, bytes([node_id]) * 16) for node_id in (2, 3))
+    async with open_election(ME, two, three) as one:
+        await one.heard()
+        assert one.election.entries_behind() == {}
+        core = one.election.core
+        assert core is not None
+        one.mailbox.post(RaftMail(PreVoteAnswer(ME, two, core.term + 1, True)))
+        await one.heard()
+        one.mailbox.post(RaftMail(VoteAnswer(ME, two, core.term, True)))
+        await one.heard()
+        one.mailbox.post(RaftMail(AppendAnswer(ME, two, core.term, True, core.last_index, 0, 1)))
+        one.mailbox.post(Propose(core.term, [RECORD, RECORD]))
+        await one.heard()
+        assert one.election.entries_behind() == {ME: 0, two: 2}
 
 
 async def test_records_that_find_no_room_come_back(autojump_clock: MockClock) -> None:

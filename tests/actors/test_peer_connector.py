@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
+import attrs
 import pytest
 import trio
 
@@ -15,6 +16,7 @@ from govern.actors.supervisor import Child, Restart, Supervisor
 from govern.core import peering
 from govern.core.peering import Peering, PeerLink, Silence
 from govern.errors import LocalProtocolError
+from govern.messages import Message
 from govern.net.sim import SimNetwork
 from govern.net.tcp import TcpNetwork
 from govern.peer_messages import (
@@ -26,6 +28,7 @@ from govern.peer_messages import (
     PeerHello,
     PeerRefused,
     Ping,
+    PreVote,
     TableAsk,
     encode_peer,
 )
@@ -361,31 +364,111 @@ def test_a_node_of_another_cluster_is_refused_and_the_log_says_it_once_a_minute(
     assert any(RED.hex() in line and BLUE.hex() in line for line in warned)
 
 
-def test_a_link_to_another_cluster_ends_when_this_node_finds_its_own() -> None:
-    """Two nodes without a cluster find different ones: after `recheck` they have no link, and get none."""
+def test_a_link_to_another_cluster_ends_when_this_node_finds_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Nodes without a cluster find different ones: they have no link any more, and get none; nothing that one of them said meanwhile was
+    heard by the other. One line of each side says which clusters these are and what to do."""
+    with caplog.at_level(logging.INFO, logger="govern.actors.peer_connector"):
+        run(find_two_clusters, seeds=2)
+    lines = [record.getMessage() for record in caplog.records if "belongs to cluster" in record.getMessage()]
+    assert all(RED.hex() in line and BLUE.hex() in line and "check `peers`; whichever is in the wrong one needs" in line for line in lines)
+    assert 2 * 6 <= len(lines) <= 2 * 16  # three pairs, either side, which dials and is dialled
+
+
+async def find_two_clusters(town: Town) -> None:
+    nodes = await town.form(1, 2, 3, cluster_id=b"")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk, nodes)
+        await find_clusters(town, *nodes)
+        nursery.cancel_scope.cancel()
+
+
+async def talk(nodes: list[Teller]) -> None:
+    """Everybody says something to everybody, all the time."""
+    while True:
+        await trio.sleep(0.05)
+        for node in nodes:
+            for node_id in node.connector.peers():
+                node.connector.send(node_id, TableAsk(1))
+
+
+async def find_clusters(town: Town, one: Teller, two: Teller, three: Teller) -> None:
+    await trio.sleep(1)
+    for node in (one, two, three):
+        assert not any(isinstance(told.detail, TableAsk) for told in node.told("got"))  # C5
+        node.hello = attrs.evolve(node.hello, cluster_id=RED if node is two else BLUE)
+        node.connector.recheck()
+        await trio.sleep(1)
+    assert (one.up, two.up, three.up) == ([3], [], [1])
+    four = await town.start(4, cluster_id=b"")
+    await trio.sleep(5)
+    assert four.up == [1, 2, 3]
+    four.hello = hello_of(4, cluster_id=BLUE)
+    four.connector.recheck()
+    await trio.sleep(0.1)
+    assert four.up == [1, 3]
+    await trio.sleep(5)
+    assert (four.up, two.up) == ([1, 3], [])
+    assert {told.node_id for told in one.told("got") if isinstance(told.detail, TableAsk)} == {3}
+    assert [told for told in two.told("got") if isinstance(told.detail, TableAsk)] == []
+
+
+def test_what_a_new_cluster_says_first_is_kept() -> None:
+    """Node 3 calls for votes a moment before it says that its cluster exists; node 1 hears of that cluster, and then of the vote. What
+    else was said before is not heard."""
 
     async def scenario(town: Town) -> None:
-        one, two, three = await town.form(1, 2, 3)
-        one.hello = three.hello = hello_of(1, cluster_id=BLUE)
-        three.hello = hello_of(3, cluster_id=BLUE)
-        two.hello = hello_of(2, cluster_id=RED)
-        town.network.cut("node2", "node3")  # this link is made again, and so both know
-        await trio.sleep(5)
-        one.connector.recheck()  # the Hello of that link named no cluster: it stays
-        assert (one.up, two.up, three.up) == ([2, 3], [1], [1])
-        town.network.cut("node1", "node2")
-        await trio.sleep(5)
-        assert (one.up, two.up) == ([3], [])
-        four = await town.start(4)
-        await trio.sleep(5)
-        assert four.up == [1, 2, 3]
-        four.hello = hello_of(4, cluster_id=BLUE)
-        four.connector.recheck()
-        assert four.up == [1, 3]
-        await trio.sleep(5)
-        assert (four.up, two.up) == ([1, 3], [])
+        one, three = await town.form(1, 3, cluster_id=b"")
+        me, other = (Member(node.hello.node_id, node.hello.disk_id) for node in (three, one))
+        three.hello = attrs.evolve(three.hello, cluster_id=BLUE)
+        for message in (TableAsk(7), PreVote(other, me, 2, 1, 1), PreVote(other, me, 3, 1, 1)):
+            assert three.connector.send(1, message)
+        three.connector.recheck()
+        await trio.sleep(1)
+        assert [told.detail for told in one.told("got")] == [ClusterFormed(BLUE)]
+        one.hello = attrs.evolve(one.hello, cluster_id=BLUE)
+        one.connector.recheck()
+        assert [told.detail for told in one.told("got")[1:]] == [PreVote(other, me, 3, 1, 1)]
+        assert three.connector.send(1, TableAsk(8))
+        await trio.sleep(1)
+        assert one.got(3) == [8]
+        assert [told.detail for told in three.told("got")] == [ClusterFormed(BLUE)]
 
-    run(scenario, seeds=2)
+    run(scenario, seeds=1)
+
+
+def test_who_finds_its_cluster_during_the_handshake_says_so() -> None:
+    """Its Hello is on the way and names none: the other side would never listen."""
+
+    async def scenario(town: Town) -> None:
+        one = await town.start(1, {})
+        three = await town.start(3, {1: f"node1:{PORT}"}, cluster_id=b"")
+        with trio.fail_after(1):
+            while not one.connector.statistics().handshaking:
+                await trio.sleep(0.0002)
+        three.hello = attrs.evolve(three.hello, cluster_id=BLUE)
+        three.connector.recheck()
+        await town.wait_linked()
+        assert three.connector.send(1, TableAsk(8))
+        await trio.sleep(1)
+        assert one.got(3) == [8]
+
+    run(scenario, seeds=3)
+
+
+async def drop_a_talker(town: Town) -> None:
+    one, two = await town.form(1, 2)
+    one.connector.drop(2, "it said nonsense")
+    one.connector.drop(9, "nobody")
+    assert one.up == []
+    await trio.sleep(1)
+    assert (one.up, two.up) == ([2], [1])
+
+
+def test_a_link_can_be_dropped_for_what_it_brought(caplog: pytest.LogCaptureFixture) -> None:
+    """C4: with one line, and it is made again."""
+    with caplog.at_level(logging.INFO, logger="govern.actors.peer_connector"):
+        run(drop_a_talker, seeds=1)
+    assert any(record.getMessage().endswith(": it broke the protocol: it said nonsense") for record in caplog.records)
 
 
 def test_addresses_that_are_mixed_up_lead_nowhere_and_do_no_harm(caplog: pytest.LogCaptureFixture) -> None:
@@ -586,6 +669,27 @@ def test_pieces_of_a_snapshot_do_not_keep_heartbeats_waiting() -> None:
     run(scenario, seeds=1)
 
 
+def test_what_goes_to_several_nodes_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it arrives at those that are there."""
+    encoded: list[object] = []
+
+    def count(message: Message) -> bytes:
+        encoded.append(message)
+        return encode_peer(message)
+
+    async def scenario(town: Town) -> None:
+        one, two, three = await town.form(1, 2, 3)
+        monkeypatch.setattr(peer_connector, "encode_peer", count)
+        one.connector.send_to_all([2, 3, 9], TableAsk(7))
+        monkeypatch.undo()
+        await trio.sleep(1)
+        assert (two.got(1), three.got(1)) == ([7], [7])
+        assert one.connector.statistics().dropped == 1
+
+    run(scenario, seeds=1)
+    assert encoded == [TableAsk(7)]
+
+
 def test_a_message_larger_than_a_frame_is_our_own_mistake() -> None:
     """It raises where it is sent, and the link goes on."""
 
@@ -727,7 +831,7 @@ async def test_links_over_real_sockets() -> None:
 
     def large(number: int) -> Append:
         member = Member(1, bytes(16))
-        return Append(member, member, 1, 1, 1, number, 1, (Entry(1, 1, 1, bytes(1024 * 1024)),) * 4)
+        return Append(member, member, 1, 1, 1, number, 1, (Entry(1, 1, 1, bytes(256 * 1024)),) * 16)
 
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:

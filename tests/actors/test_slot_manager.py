@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import attrs
 import pytest
 import trio
 from trio.testing import MockClock
 
-from govern.actors.administration import Administration
+from govern.actors.administration import WORD_SECONDS, Administration
 from govern.actors.election import Election
-from govern.actors.mail import ElectionMail, Form, Join, Led, ManagerMail, Propose, SessionsMail, Unproposed
+from govern.actors.mail import ElectionMail, Entries, Form, Installed, Join, Led, ManagerMail, Propose, SessionsMail, Unproposed
 from govern.actors.metadata_log import MetadataLog
 from govern.actors.neighbours import Myself
 from govern.actors.runtime import Mailbox
 from govern.actors.slot_manager import SlotManager
 from govern.core.controller import Controller
-from govern.core.meta import NO_CLUSTER, NodeJoined, unpack_record
+from govern.core.meta import NO_CLUSTER, ApplyFailed, ClusterInit, MetaState, NodeJoined, unpack_record
 from govern.core.ownership import Ownership
-from govern.core.raft.types import Timing
+from govern.core.raft.types import DATA, Timing
 from govern.core.requests import Identity
 from govern.core.standing import Health
 from govern.core.table import Table
 from govern.environment import SimulatedClock
 from govern.messages import Message
-from govern.peer_messages import Member, NodeHeartbeat, NodeRegister, PeerHello
+from govern.peer_messages import AskController, Entry, Member, NodeHeartbeat, NodeRegister, PeerHello, TablePart
 from govern.storage.raft_log import MemoryRaftLog
 
 ME = Member(1, b"d" * 16)
@@ -68,6 +68,27 @@ class NoLinks:
     def recheck(self) -> None:
         pass
 
+    def drop(self, node_id: int, reason: str) -> None:
+        pass
+
+    def send_to_all(self, node_ids: Iterable[int], message: Message) -> None:
+        pass
+
+
+class Recorded(NoLinks):
+    """Three candidates and two nodes that are none."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[list[int], Message]] = []
+
+    def peers(self) -> Mapping[int, PeerHello]:
+        return {
+            node_id: PeerHello(1, CLUSTER, node_id, bytes([node_id]) * 16, 1, node_id < 4, "", "", (1, 2, 3)) for node_id in (2, 3, 4, 5)
+        }
+
+    def send_to_all(self, node_ids: Iterable[int], message: Message) -> None:
+        self.told.append((list(node_ids), message))
+
 
 @attrs.define
 class Rig:
@@ -83,7 +104,7 @@ class Rig:
         return self.wanted.get_all(100)
 
 
-def make_rig(files: Files) -> Rig:
+def make_rig(files: Files, links: NoLinks | None = None) -> Rig:
     mailbox, wanted = Mailbox[ManagerMail]("slot_manager", capacity=64), Mailbox[ElectionMail]("election", capacity=64)
     chance, ownership, clock = random.Random(1), Ownership(ME, 3), SimulatedClock()
     election = Election(
@@ -110,7 +131,7 @@ def make_rig(files: Files) -> Rig:
         ownership=ownership,
         election=election,
         files=files,
-        links=NoLinks(),
+        links=links or NoLinks(),
         administration=administration,
         random=chance,
         clock=clock,
@@ -180,3 +201,49 @@ async def test_after_a_sleep_of_the_machine_no_lease_is_lent_until_that_of_the_l
         await trio.sleep(0.5)
         assert lent[4:] == [True]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_newer_table_is_made_into_pages_once_for_all_that_follow(autojump_clock: MockClock) -> None:
+    """The nodes without a log of their own share the version before, and so what has changed since."""
+    links = Recorded()
+    rig = make_rig(Files(), links)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: rig.manager.run(task_status=task_status))
+        await trio.sleep(0.5)
+        for index in (2, 3):
+            joined = NodeJoined(index, bytes([index]) * 16, 1, "c:1", "p:1", True, False)
+            rig.mailbox.post(Entries([Entry(index, 1, DATA, joined.pack())]))
+            await trio.sleep(0.5)
+        assert [node_ids for node_ids, _ in links.told] == [[4, 5], [4, 5]]
+        parts = [message for _, message in links.told]
+        assert [(part.base, part.version) for part in parts if isinstance(part, TablePart)] == [(0, 2), (2, 3)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_word_that_was_not_decided_in_time_is_given_up(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O3: the controller does not keep it."""
+    rig = make_rig(Files())
+    abandoned: list[object] = []
+    monkeypatch.setattr(Controller, "reset", lambda self, node_id, token: 1)
+    monkeypatch.setattr(Controller, "abandon", lambda self, token: abandoned.append(token))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: rig.manager.run(task_status=task_status))
+        rig.mailbox.post(Led(7, ME, True, None))
+        await rig.wants()
+        rig.manager.deliver(1, AskController(1, 5, "reset", 1, {}))
+        await trio.sleep(WORD_SECONDS - 0.5)
+        assert abandoned == []
+        await trio.sleep(1)
+        assert len(abandoned) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_snapshot_that_is_of_a_later_entry_than_it_says_ends_the_node(autojump_clock: MockClock) -> None:
+    """G4: what follows in the log would be older than the state."""
+    rig = make_rig(Files())
+    state = MetaState()
+    state.apply(9, ClusterInit(CLUSTER).pack())
+    rig.mailbox.post(Installed(8, state.pack()))
+    with pytest.raises(ExceptionGroup) as group:
+        await rig.manager.run(task_status=trio.TASK_STATUS_IGNORED)
+    assert group.group_contains(ApplyFailed, match="as of entry 8 says that it is of 9")

@@ -1,6 +1,6 @@
 """Height one: controllers and nodes of a cluster without any trio, joined by a heap of single messages.
 
-    python -m tests.core.cluster_heap --runs 20000 --jobs 2
+    python -m tests.core.cluster_heap --runs 100000 --jobs 2
     python -m tests.core.cluster_heap --seed N --verbose
 
 The metadata log is a model: one total order, and leaders of which only the newest with a majority can add to it. Elections keep the rules
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import multiprocessing
 import random
 import sys
 from collections.abc import Callable
@@ -39,6 +38,8 @@ from govern.core.slots import SLOT_COUNT
 from govern.core.standing import Health, Standing
 from govern.core.table import Table, TableChange, apply, difference, whole
 from govern.peer_messages import Member, NodeHeartbeat, NodeHeartbeatOk, NodeRegister, NodeRegistered
+
+from .many import run_many
 
 FAULT_SECONDS = 14.0
 HEALING_SECONDS = 60.0
@@ -655,13 +656,22 @@ class Run:
         return None
 
 
+COUNTED = ("steps", "records", "elections", "starts", "fences")
+
+
 def failure_of(seed: int) -> str | None:
     """Run one seed; what broke, if anything did."""
+    return summary_of(seed)[0]
+
+
+def summary_of(seed: int) -> tuple[str | None, tuple[float, ...]]:
+    """Run one seed; what broke, and what happened in it."""
+    run = Run(seed)
     try:
-        Run(seed).play()
+        run.play()
     except Exception as error:
-        return f"seed {seed}: {type(error).__name__}: {error}; again: python -m tests.core.cluster_heap --seed {seed} --verbose"
-    return None
+        return f"seed {seed}: {type(error).__name__}: {error}; again: python -m tests.core.cluster_heap --seed {seed} --verbose", ()
+    return None, (run.steps, len(run.log), run.elections, run.starts, run.fences)
 
 
 def main() -> int:
@@ -678,18 +688,9 @@ def main() -> int:
         run.play()
         print(f"{run.steps} steps, {len(run.log)} records, {run.elections} elections, {run.starts} starts, {run.fences} given up")
         return 0
-    seeds = range(found.first, found.first + found.runs)
-    with multiprocessing.get_context("spawn").Pool(found.jobs) as pool:
-        from tests.core.cluster_heap import failure_of as run_one  # under its own name: a pool cannot find `__main__`
+    from tests.core.cluster_heap import summary_of as one  # under its own name: a pool cannot find `__main__`
 
-        failed = 0
-        for number, failure in enumerate(pool.imap_unordered(run_one, seeds, chunksize=50), 1):
-            if failure is not None:
-                failed += 1
-                print(failure, flush=True)
-            if number % max(1, found.runs // 10) == 0:
-                print(f"{number}/{found.runs} runs, {failed} failed", file=sys.stderr, flush=True)
-    return 1 if failed else 0
+    return 1 if run_many(one, COUNTED, range(found.first, found.first + found.runs), found.jobs) else 0
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from __future__ import annotations
 import argparse
 import heapq
 import math
-import multiprocessing
 import random
 import sys
 from collections.abc import Callable
@@ -52,6 +51,7 @@ from govern.messages import FRAME_BYTES_MAX_TO_CLIENT, Deregister, Register, Upd
 from govern.model import Instance, Lsn, ServiceKey
 from govern.net.frames import FrameReader
 
+from .many import run_many
 from .rig import Rig
 
 SERVICES = (ServiceKey("default", "a"), ServiceKey("default", "b"))
@@ -540,13 +540,22 @@ class Run:
         return f"{there} is still there" if there else None
 
 
+COUNTED = ("steps", "committed", "lives", "half open", "overtaken", "mail lost", "choked", "expired")
+
+
 def failure_of(seed: int) -> str | None:
     """Run one seed; what broke, if anything did."""
+    return summary_of(seed)[0]
+
+
+def summary_of(seed: int) -> tuple[str | None, tuple[float, ...]]:
+    """Run one seed; what broke, and what happened in it."""
+    run = Run(seed)
     try:
-        Run(seed).play()
+        run.play()
     except Exception as error:
-        return f"seed {seed}: {type(error).__name__}: {error}; again: python -m tests.core.heap --seed {seed} --verbose"
-    return None
+        return f"seed {seed}: {type(error).__name__}: {error}; again: python -m tests.core.heap --seed {seed} --verbose", ()
+    return None, (run.steps, len(run.log), run.term, *(run.counts[name] for name in COUNTED[3:]))
 
 
 def main() -> int:
@@ -560,17 +569,9 @@ def main() -> int:
     if found.seed is not None:
         Run(found.seed, print if found.verbose else None).play()
         return 0
-    with multiprocessing.get_context("spawn").Pool(found.jobs) as pool:
-        from tests.core.heap import failure_of as run  # under its own name: a pool cannot find `__main__`
+    from tests.core.heap import summary_of as one  # under its own name: a pool cannot find `__main__`
 
-        failed = 0
-        for number, failure in enumerate(pool.imap_unordered(run, range(found.runs), chunksize=50), 1):
-            if failure is not None:
-                failed += 1
-                print(failure, flush=True)
-            if number % max(1, found.runs // 10) == 0:
-                print(f"{number}/{found.runs} runs, {failed} failed", file=sys.stderr, flush=True)
-    return 1 if failed else 0
+    return 1 if run_many(one, COUNTED, range(found.runs), found.jobs) else 0
 
 
 if __name__ == "__main__":

@@ -9,10 +9,15 @@ from typing import Any
 
 import attrs
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from govern.core.bootstrap import Adopt, Bootstrap, Form
 from govern.core.meta import NO_CLUSTER
 from govern.peer_messages import Member, PeerHello
+
+from .test_mutants import machine
 
 WALKS = 1_500
 STEPS = 60
@@ -32,7 +37,7 @@ def make(node_id: int = 1, initial: tuple[int, ...] = (1, 2, 3), cluster_id: byt
 
 
 def test_the_smallest_forms_when_it_has_seen_all() -> None:
-    """B1, B2: with a link to each, and each says that it belongs to none; then it tells them."""
+    """B1, B2: with a link to each, and each says that it belongs to none; then it waits for nothing any more."""
     node = make(initial=(3, 1, 2))
     assert node.waiting == "the cluster is not formed yet: no link to nodes 2, 3"
     node.link_up(hello(2, initial=(2, 3, 1)))
@@ -44,7 +49,7 @@ def test_the_smallest_forms_when_it_has_seen_all() -> None:
     node.link_up(hello(2))
     node.link_up(hello(9, initial=()))
     assert node.decide() == Form(tuple(Member(node_id, bytes([node_id]) * 16) for node_id in (1, 2, 3)))
-    assert node.joined(CLUSTER) == [2, 3, 9]
+    node.joined(CLUSTER)
     assert node.decide() is None
     assert (str(node.waiting), node.has_cluster) == ("None", True)
     assert repr(node) == f"<Bootstrap node 1 {CLUSTER.hex()}>"
@@ -84,7 +89,7 @@ def test_who_hears_of_a_cluster_adopts_the_first() -> None:
     node.link_up(hello(9, CLUSTER))
     node.told(b"y" * 16)
     assert node.decide() == Adopt(CLUSTER)
-    assert node.joined(CLUSTER) == [9]
+    node.joined(CLUSTER)
     node.told(b"y" * 16)
     assert node.decide() is None
     assert make(1, cluster_id=CLUSTER).decide() is None
@@ -100,7 +105,7 @@ def test_who_adopts_tells_those_to_whom_it_said_that_it_belongs_to_none() -> Non
     two.link_up(hello(1))
     two.link_up(hello(3, CLUSTER))
     assert two.decide() == Adopt(CLUSTER)
-    assert two.joined(CLUSTER) == [1, 3]
+    two.joined(CLUSTER)
     one.told(CLUSTER)
     one.link_up(hello(3))
     assert one.decide() == Adopt(CLUSTER)
@@ -141,11 +146,15 @@ class Walk:
         return self._disks.to_bytes(16, "big")
 
     def play(self) -> None:
-        """Faults in any order; then all start, are linked and agree."""
+        """Faults in any order, then all is well."""
         acts = [self._start, self._start, self._link, self._link, self._link, *[self._arrive] * 8, self._break, self._crash, self._wipe]
         for _ in range(STEPS):
             self.chance.choice(acts)()
             self._check()
+        self.finish()
+
+    def finish(self) -> None:
+        """All start, are linked and agree."""
         self._risk = 0.0
         for node in self.nodes.values():
             self._begin(node)
@@ -217,7 +226,7 @@ class Walk:
         decision = node.core.decide()
         if decision is None:
             return
-        if self.chance.random() < self._risk:
+        if self._dies():
             self._stop(node)
             return
         if isinstance(decision, Form):
@@ -229,13 +238,16 @@ class Walk:
         else:
             cluster_id = decision.cluster_id
         node.cluster_id = cluster_id
-        if self.chance.random() < self._risk:
+        if self._dies():
             self._stop(node)
             return
-        for other in node.core.joined(cluster_id):
-            queues = self.links.get((min(node.node_id, other), max(node.node_id, other)))
-            if queues is not None:
-                queues[other].append(cluster_id)
+        node.core.joined(cluster_id)
+        for link, queues in self.links.items():
+            if node.node_id in link:
+                queues[sum(link) - node.node_id].append(cluster_id)
+
+    def _dies(self) -> bool:
+        return self.chance.random() < self._risk
 
     def _break(self) -> None:
         if self.links:
@@ -259,7 +271,10 @@ class Walk:
     def _wipe(self) -> None:
         node = self._some()
         if node.core is None and self.chance.random() < 0.5:
-            node.disk_id, node.cluster_id, node.wiped = self._new_disk(), NO_CLUSTER, True
+            self._empty(node)
+
+    def _empty(self, node: Node) -> None:
+        node.disk_id, node.cluster_id, node.wiped = self._new_disk(), NO_CLUSTER, True
 
 
 def failure_of(seed: int, same_list: bool = True) -> str | None:
@@ -283,6 +298,99 @@ def test_there_is_one_cluster() -> None:
 def test_lists_that_differ_form_nothing_together() -> None:
     """A cluster's voters are all that its list names, and all of these have that list."""
     assert [failure for failure in (failure_of(seed, same_list=False) for seed in range(WALKS // 3)) if failure is not None] == []
+
+
+# --- the same by a machine ----------------------------------------------------------------------------------------------------
+
+
+class ToldWalk(Walk):
+    """A walk that goes where it is told: three nodes, with one list unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.deaths = 0
+        """In so many decisions from now a process dies; 0: in none."""
+        for node in (Node(node_id, (1, 2, 3), self._new_disk()) for node_id in (1, 2, 3)):
+            self.nodes[node.node_id] = node
+
+    def _dies(self) -> bool:
+        self.deaths = max(0, self.deaths - 1)
+        return self.deaths == 1
+
+
+NODES = st.sampled_from((1, 2, 3))
+PAIRS = st.sampled_from(((1, 2), (1, 3), (2, 3)))
+
+
+class BootstrapMachine(RuleBasedStateMachine):
+    """Three nodes: processes start and die, before or after a decision is durable, directories are emptied, links come and break, and what
+    is said on them is read by either side whenever it likes. There is one cluster of one list, always; in the end all belong to one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.walk = ToldWalk()
+        for node_id in self.walk.nodes:
+            self.a_process_starts(node_id)
+
+    @rule(node_id=NODES)
+    def a_process_starts(self, node_id: int) -> None:
+        self.walk._begin(self.walk.nodes[node_id])
+
+    @rule(node_id=NODES, empties=st.sampled_from((False, False, True)))
+    def a_process_dies(self, node_id: int, empties: bool) -> None:
+        """And its directory may be emptied."""
+        self.walk._stop(self.walk.nodes[node_id])
+        if empties:
+            self.walk._empty(self.walk.nodes[node_id])
+
+    @rule(decisions=st.integers(1, 4))
+    def a_process_will_die_deciding(self, decisions: int) -> None:
+        self.walk.deaths = decisions + 1
+
+    @rule(pair=PAIRS, read=st.integers(0, 2))
+    def a_link_comes(self, pair: tuple[int, int], read: int) -> None:
+        """Both say Hello, and both, one or neither reads it at once."""
+        if pair not in self.walk.links and all(self.walk.nodes[node_id].core for node_id in pair):
+            self.walk._connect(*pair)
+            for reader in pair[:read]:
+                self.something_is_read(pair, reader == pair[0])
+
+    @rule(pair=PAIRS)
+    def a_link_breaks(self, pair: tuple[int, int]) -> None:
+        if pair in self.walk.links:
+            self.walk._cut(pair)
+
+    @rule(pair=PAIRS, first=st.booleans())
+    def something_is_read(self, pair: tuple[int, int], first: bool) -> None:
+        reader = pair[0] if first else pair[1]
+        if self.walk.links.get(pair, {}).get(reader):
+            self.walk._read(pair, reader)
+
+    @rule()
+    def all_is_quiet_for_a_while(self) -> None:
+        """Who runs is linked, and everything that is said is read."""
+        for pair in ((1, 2), (1, 3), (2, 3)):
+            self.a_link_comes(pair, 0)
+        self.walk._flush()
+
+    @rule(node_id=NODES, initial=st.sampled_from(((1, 2, 3), (1, 2, 3), (1, 2), (2, 3))))
+    def somebody_edits_the_list(self, node_id: int, initial: tuple[int, ...]) -> None:
+        """Of a process that does not run, and never a list without itself."""
+        node = self.walk.nodes[node_id]
+        if node.core is None and not self.walk.formed and node_id in initial:
+            node.initial = initial
+
+    @invariant()
+    def there_is_one_cluster(self) -> None:
+        self.walk._check()
+
+    def teardown(self) -> None:
+        self.walk.deaths = 0
+        self.walk.finish()
+
+
+BootstrapMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+test_one_cluster_from_one_list = BootstrapMachine.TestCase
 
 
 # --- mutants ----------------------------------------------------------------------------------------------------------------
@@ -333,20 +441,25 @@ def another_cluster_adopted(patch: pytest.MonkeyPatch) -> None:
 
 _told = Bootstrap.told
 
-MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], int]] = [
-    (links_forgotten_never, 600),
-    (formed_without_all, 20),
-    (everybody_forms, 20),
-    (lists_not_compared, 20),
-    (another_cluster_adopted, 20),
+MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], int, int]] = [
+    (links_forgotten_never, 600, 400),
+    (formed_without_all, 20, 100),
+    (everybody_forms, 20, 100),
+    (lists_not_compared, 20, 200),
+    (another_cluster_adopted, 20, 200),
 ]
+"""With the walks and the examples of the machine that each may need."""
 
 
-@pytest.mark.parametrize(("mutant", "walks"), MUTANTS, ids=lambda value: getattr(value, "__name__", str(value)))
-def test_every_mutant_is_found(mutant: Callable[[pytest.MonkeyPatch], None], walks: int) -> None:
-    """Within so many walks, with equal lists or not; the number is printed."""
+@pytest.mark.parametrize(("mutant", "walks", "examples"), MUTANTS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_every_mutant_is_found(mutant: Callable[[pytest.MonkeyPatch], None], walks: int, examples: int) -> None:
+    """Within so many walks, with equal lists or not, the number is printed; and by the machine."""
     with pytest.MonkeyPatch.context() as patch:
         mutant(patch)
         found = next((seed for seed in range(walks) if failure_of(seed) or failure_of(seed, same_list=False)), None)
     assert found is not None, f"nothing found {mutant.__name__} in {walks} walks"
     print(f"{mutant.__name__}: found by walk {found + 1} of {walks}")
+    with pytest.MonkeyPatch.context() as patch:
+        mutant(patch)
+        with pytest.raises(AssertionError):
+            machine(BootstrapMachine)(examples)

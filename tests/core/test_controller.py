@@ -403,6 +403,29 @@ def test_resets_that_are_refused() -> None:
     assert lead.controller.take_decided() == [Decided("first")]
 
 
+def test_a_decision_for_which_nobody_waits_any_more_is_not_taken() -> None:
+    """The node went down before its reset was in the log, and the operator was told that nobody knows. Days later it comes back: then it
+    is not the moment to give its slots up. Another operator's word for the same node still counts."""
+    lead = assigned()
+    lead.beat_all(6 * S, 1, 3)
+    lead.register(2, number=2)
+    lead.commit()
+    for token in ("first", "second"):
+        lead.controller.reset(2, token)
+    lead.meta.apply(50, NodeFenced(2, disk(2, 2), 1, "silent").pack())
+    lead.controller.abandon("first")
+    lead.controller.abandon("nobody's")
+    assert [lead.controller._resets, lead.controller._forgets] == [{2: ["second"]}, {}]
+    lead.controller.abandon("second")
+    assert [lead.controller._resets, lead.controller._forgets] == [{}, {}]
+    lead.meta.apply(51, NodeJoined(2, disk(2, 2), 1, "moved", "p2", True, False).pack())
+    assert not any(isinstance(record, SlotBatch) for record in lead.commit())
+    assert lead.controller.take_decided() == []
+    for number in range(DECISIONS_MAX + 10):
+        lead.controller.reset(2, number)
+        lead.controller.abandon(number)
+
+
 def test_forgetting() -> None:
     """Only a node that is down, holds nothing and is no member; a return in between makes it impossible."""
     lead = assigned()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgpack
 import pytest
 from hypothesis import given, settings
@@ -235,6 +237,28 @@ def test_a_damaged_snapshot_is_refused(cut: int) -> None:
     assert MetaState.unpack(b"").pack() == MetaState().pack()
     with pytest.raises(ApplyFailed):
         MetaState.unpack(data[: cut % len(data)] if cut else msgpack.packb([2, 0, b"", [0, [], []], [], []]))
+
+
+@st.composite
+def damaged(draw: st.DrawFn, value: Any) -> Any:
+    """A value with one part of it, however deep, replaced."""
+    if isinstance(value, list) and value and draw(st.integers(0, 7)):
+        place = draw(st.integers(0, len(value) - 1))
+        return [*value[:place], draw(damaged(value[place])), *value[place + 1 :]]
+    return draw(st.sampled_from((None, True, -1, 0, 1, 2, 9, 1 << 63, 1.5, "", "down", b"", bytes(16), [], [[]], {}, {"a": 1})))
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_snapshot_from_anywhere_is_a_state_or_cannot_be_applied(data: st.DataObject) -> None:
+    """A leader of this cluster that is out of its mind ends this node in one clear way; never is half of a state taken over."""
+    raw = msgpack.unpackb(state_of(*TWO, joined(1, 1), NodeFenced(2, joined(2).disk_id, 1, "silent")).pack())
+    try:
+        found = MetaState.unpack(msgpack.packb(data.draw(damaged(raw))))
+    except ApplyFailed:
+        return
+    found.validate()
+    found.degraded(), found.rows(), found.pack()
 
 
 class MetaMachine(RuleBasedStateMachine):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from govern.core import peering
-from govern.core.peering import Complaints, Peering, PeerLink, Phase, Silence, Step, judge
+from govern.core.peering import Complaints, Peering, PeerLink, Phase, Silence, Step, is_of_one_cluster, judge, judge_cluster
 from govern.messages import Message
 from govern.peer_messages import PEER_PROTOCOL_VERSION, ClusterFormed, PeerHello, PeerRefused, Ping
 
@@ -278,13 +278,24 @@ def test_who_is_let_in(other: PeerHello, expected: int | None, code: str | None)
     assert judge(hello_of(2), hello_of(1, cluster_id=RED), None) is None
 
 
-def test_links_to_another_cluster_are_found_when_this_node_has_found_its_own() -> None:
-    """A link that was made while this node belonged to no cluster is foreign once it belongs to another one."""
-    node = One(3)
-    red, blue, none = (node.link_up(hello_of(node_id, cluster_id=cluster)) for node_id, cluster in ((1, RED), (2, BLUE), (4, b"")))
-    assert node.peering.foreign(node.hello) == []
-    assert node.peering.foreign(hello_of(3, cluster_id=BLUE)) == [red]
-    assert [link.phase for link in (red, blue, none)] == [Phase.UP] * 3
+def test_who_has_found_its_cluster_is_of_it_for_good() -> None:
+    """P7: whoever belonged to none may say once to which it belongs by now; that it is another one is no word of ours."""
+    node, mine = One(3), hello_of(3, cluster_id=BLUE)
+    for node_id in (1, 2):
+        link = node.link_up(hello_of(node_id))
+        assert link.hello is not None
+        assert not is_of_one_cluster(node.hello, link.hello), "of none are not of one"
+        assert not is_of_one_cluster(mine, link.hello)
+        assert judge_cluster(mine, link.hello) is None
+        cluster_id = (RED, BLUE)[node_id - 1]
+        assert node.peering.told(link, cluster_id) is None
+        assert node.peering.told(link, cluster_id) is None
+        assert node.peering.linked()[node_id].cluster_id == cluster_id
+        assert is_of_one_cluster(mine, link.hello) == (node_id == 2)
+        refusal = judge_cluster(mine, link.hello)
+        assert (refusal is None) == (node_id == 2)
+        assert "it belonged to cluster" in str(node.peering.told(link, b"a yellow cluster"))
+        assert node.peering.linked()[node_id].cluster_id == cluster_id
 
 
 def test_strangers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

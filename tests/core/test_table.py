@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 from govern.core.slots import SLOT_COUNT
 from govern.core.table import (
+    ADDRESS_BYTES_MAX,
+    COPIES_MAX,
     DOWN,
     EMPTY,
+    NODES_MAX,
+    STATE_BYTES_MAX,
     UP,
     SlotRun,
     Table,
@@ -30,6 +34,9 @@ from govern.core.table import (
     whole,
 )
 from govern.errors import RemoteProtocolError
+from govern.model import NODE_ID_MAX
+from govern.peer_messages import NUMBER_MAX
+from govern.storage.table_file import TABLE_BYTES_MAX, TableFile, encode_table
 
 EDGES = (0, 1, 2, 3, 5, 8, 100, 8191, 8192, 16380, 16381, 16382, 16383)
 """Where runs begin and end: close together, so that they touch and overlap."""
@@ -206,3 +213,20 @@ def test_the_owner_of_a_slot() -> None:
     assert table.owner(9) == table.node(1)
     assert table.owner(10) is None
     assert repr(table) == "<Table 1 nodes=[1] runs=1 assigned=10>"
+
+
+def test_the_largest_table_that_is_read_fits_into_its_file() -> None:
+    """T4: every slot in a run of its own with the most copies, the most nodes with the longest addresses, the largest numbers."""
+    big, copies = NUMBER_MAX - 1, [[NODE_ID_MAX - place, NUMBER_MAX - 1] for place in range(COPIES_MAX)]
+    runs = [[slot, slot, NODE_ID_MAX, big, copies, [copy[0] for copy in copies]] for slot in range(SLOT_COUNT)]
+    text, first = "a" * ADDRESS_BYTES_MAX, NODE_ID_MAX - NODES_MAX + 1
+    nodes = [[first + place, text, text, True, "s" * STATE_BYTES_MAX, bytes(16), big, big] for place in range(NODES_MAX)]
+    table = Table(big, read_nodes(nodes), read_runs(runs))
+    data = msgpack.packb([table.version, node_rows(table.nodes), run_rows(table.runs)])
+    assert len(encode_table(TableFile(bytes(16), True, data))) <= TABLE_BYTES_MAX
+    for rows in ([*nodes, [NODE_ID_MAX + 1, *nodes[0][1:]]], [[1, text + "a", *nodes[0][2:]]], [[*nodes[0][:6], NUMBER_MAX, 1]]):
+        with pytest.raises(RemoteProtocolError):
+            read_nodes(rows)
+    for row in ([*runs[0][:4], [*copies, [1, 1]], [NODE_ID_MAX]], [*runs[0][:3], NUMBER_MAX, *runs[0][4:]]):
+        with pytest.raises(RemoteProtocolError):
+            read_runs([row])

@@ -1,4 +1,5 @@
-"""The cores in transcripts: `tests/data/core/*.txt`, to be read as documentation of what a node does. The commands are in `story.py`."""
+"""The cores in transcripts: `tests/data/core/*.txt`, to be read as documentation of what a node does. The commands are in `story.py`, those
+about a cluster in `cluster_story.py`."""
 
 from __future__ import annotations
 
@@ -9,9 +10,21 @@ import pytest
 
 from tests.datadriven import Handler, run_file, transcripts
 
+from .cluster_story import BootstrapStory, ClusterStory, PeeringStory
 from .story import BlockStory, BrakeStory, GateStory, NodeStory
 
-HANDLERS: dict[str, Callable[[], Handler]] = {"brake": BrakeStory, "gate": GateStory, "blocks_read": BlockStory}
+HANDLERS: dict[str, Callable[[], Handler]] = {
+    "brake": BrakeStory,
+    "gate": GateStory,
+    "blocks_read": BlockStory,
+    "cold_start": ClusterStory,
+    "node_restarts": ClusterStory,
+    "controller_dies": ClusterStory,
+    "other_disks": ClusterStory,
+    "bootstrap": BootstrapStory,
+    "bootstrap_refuses": BootstrapStory,
+    "peering": PeeringStory,
+}
 """By the name of the file; all others tell of a whole node."""
 
 

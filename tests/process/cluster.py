@@ -23,7 +23,7 @@ from govern.model import ServiceKey
 
 from .harness import NodeProgram, Programs, Raw, free_ports, hello, raw_connection, wait_until
 
-LOOK_SECONDS: Final = 0.05
+LOOK_SECONDS: Final = 0.1
 ANSWER_SECONDS: Final = 3.0
 LONG_SECONDS: Final = 90.0
 """Bounds of the ordinary tests: they say that something happens at all, on a machine that does ten other things."""

@@ -7,6 +7,7 @@ time. `Programs` starts them in the test's own directory, with an environment th
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import msgpack
 import trio
 
@@ -126,11 +128,22 @@ class NodeProgram(Program):
     port = 0
 
 
-class Programs:
-    """All children of one test, in its directory."""
+@attrs.frozen
+class Said:
+    """A verb that has ended."""
 
-    def __init__(self, directory: Path) -> None:
+    words: tuple[str, ...]
+    code: int
+    out: str
+    err: str
+
+
+class Programs:
+    """All children of one test, in its directory. What they compile is kept in `compiled` when it must not lie beside the sources."""
+
+    def __init__(self, directory: Path, compiled: Path) -> None:
         self.directory = directory
+        self._compiled = compiled
         self._started: list[Program] = []
 
     def __enter__(self) -> Programs:
@@ -147,6 +160,8 @@ class Programs:
         """The environment of a child: this one without GOVERN_ variables, and able to import this checkout."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("GOVERN_")}
         path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH", ""))))
+        if sys.dont_write_bytecode:  # then each of these many children would compile all of its modules: more than half of its work
+            kept |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(self._compiled)}
         return kept | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "80"} | variables
 
     def start(self, *arguments: str, variables: Mapping[str, str] | None = None, kind: type[Program] = Program, **options: Any) -> Program:
@@ -170,6 +185,23 @@ class Programs:
         program = self.govern(*arguments, connect=connect, variables=variables, **options)
         code = await program.wait_exit()
         return code, program.out, program.err
+
+    async def each(
+        self, commands: Sequence[Sequence[str]], connect: str | None = None, variables: Mapping[str, str] | None = None
+    ) -> list[Said]:
+        """Run verbs to their ends, all at once and in this order, each in a process, for the price of one start (`each.py`)."""
+        where = {"GOVERN_CONNECT": connect} if connect else {}
+        program = self.start(
+            "tests.process.each", json.dumps([list(words) for words in commands]), variables={**(variables or {}), **where}
+        )
+        assert await program.wait_exit() == 0, program.err
+        said = []
+        for number, (words, code) in enumerate(zip(commands, json.loads(program.out), strict=True)):
+            out, err = (self.directory / f"{number}.{name}" for name in ("out", "err"))
+            said.append(Said(tuple(words), code, out.read_text(), err.read_text()))
+            out.unlink()
+            err.unlink()
+        return said
 
     async def node(self, *flags: str, port: int = 0, data_dir: str = "", **options: Any) -> NodeProgram:
         """A node that has printed its ready line; in memory unless a directory is named."""

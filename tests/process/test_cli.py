@@ -24,7 +24,7 @@ from .harness import NodeProgram, Program, Programs, free_port, wait_until
 
 INSTANCE_FIELDS = set(Instance(id="i", host="h", port=1, lease_id=LSN_ZERO, lsn=LSN_ZERO).to_json())
 STATUS_FIELDS = {"node_id", "cluster_id", "version", "role", "controller", "term", "table_version", "fresh", "mode", "sessions"}
-STATUS_FIELDS |= {"instances", "services", "subscriptions", "loop_lag_ms", "fsync_ms", "brakes", "degraded"}
+STATUS_FIELDS |= {"instances", "services", "subscriptions", "loop_lag_ms", "fsync_ms", "brakes", "notices", "degraded"}
 VERBS = (
     *("serve", "register", "lookup", "watch", "services", "status", "config", "drain", "evict", "explain"),
     *("nodes", "table", "members", "transfer", "reset", "forget", "recover"),
@@ -39,14 +39,13 @@ async def test_help_fits_the_terminal_and_names_everything(programs: Programs) -
     code, out, _ = await programs.run("--help")
     assert code == 0
     assert all(f"\n  {verb} " in out for verb in VERBS)
-    running = {verb: programs.govern(verb, "--help") for verb in VERBS}
-    for verb, program in running.items():
-        assert await program.wait_exit() == 0
-        assert program.out.startswith("usage: govern ")
-        assert "%(" not in program.out
-        if verb in ("register", "lookup", "watch"):
-            assert "NAME" in program.out
-        out += program.out
+    for said in await programs.each([(verb, "--help") for verb in VERBS]):
+        assert said.code == 0
+        assert said.out.startswith("usage: govern ")
+        assert "%(" not in said.out
+        if said.words[0] in ("register", "lookup", "watch"):
+            assert "NAME" in said.out
+        out += said.out
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -68,21 +67,17 @@ async def test_lookup_services_and_status_for_people_and_for_scripts(programs: P
             prod.register("orders", port=9090),
         ):
             asked = {
-                name: programs.govern(*words.split(), "--connect", node.address)
-                for name, words in {
-                    "lookup json": "lookup orders --json",
-                    "lookup": "lookup orders",
-                    "lookup prod": "lookup orders --namespace prod",
-                    "services json": "services --json",
-                    "services prod": "services --namespace prod",
-                    "status json": "status --json",
-                    "status": "status",
-                }.items()
+                "lookup json": "lookup orders --json",
+                "lookup": "lookup orders",
+                "lookup prod": "lookup orders --namespace prod",
+                "services json": "services --json",
+                "services prod": "services --namespace prod",
+                "status json": "status --json",
+                "status": "status",
             }
-            for program in asked.values():
-                assert await program.wait_exit() == 0
-                assert program.err == ""
-    out = {name: program.out for name, program in asked.items()}
+            told = await programs.each([[*words.split(), "--connect", node.address] for words in asked.values()])
+    assert all((said.code, said.err) == (0, "") for said in told), told
+    out = {name: said.out for name, said in zip(asked, told, strict=True)}
 
     instances = json.loads(out["lookup json"])
     assert [instance["id"] for instance in instances] == ["127.0.0.1:8080", "127.0.0.1:8081"]
@@ -135,12 +130,9 @@ async def test_nothing_found_and_nobody_there_have_their_own_exit_codes(programs
         (["status", "--connect", nobody, "--timeout", "0.5"], 3, nobody),
         (["register", "orders", "--port", "80", "--connect", nobody, "--timeout", "0.5", "--", "true"], 3, nobody),
     ]
-    running = [(programs.govern(*arguments), code, text) for arguments, code, text in expected]
-    for program, code, text in running:
-        assert await program.wait_exit() == code, (program.process.args, program.err)
-        assert program.out == ""
-        assert len(program.err.splitlines()) == 1, program.err
-        assert text in program.err
+    for said, (_, code, text) in zip(await programs.each([arguments for arguments, _, _ in expected]), expected, strict=True):
+        assert (said.code, said.out, len(said.err.splitlines())) == (code, "", 1), said
+        assert text in said.err
     assert not (programs.directory / "started").exists()
 
 
@@ -158,6 +150,7 @@ async def test_status_is_a_health_check(programs: Programs) -> None:
     reasons = ["the last fsync took 2345 ms: the disk is slow, and this sentence is far too long for one line", "and \x1b[31m"]
     states: list[tuple[dict[str, object], int]] = [
         ({}, 0),
+        ({"notices": ["2 voters survive no more losses than 1: use 1 or 3"]}, 0),
         ({"fresh": False, "degraded": ["loading"]}, 1),
         ({"fresh": False}, 1),
         ({"degraded": reasons, "fsync_ms": 2345.0, "loop_lag_ms": 0.25, "brakes": ["expiry is held"]}, 1),
@@ -173,7 +166,8 @@ async def test_status_is_a_health_check(programs: Programs) -> None:
                 assert program.err == ""
             asked.append(running)
     assert json.loads(asked[-1][1].out).items() >= states[-1][0].items()
-    assert re.search(r"^degraded +loading$", asked[1][0].out, re.MULTILINE)
+    assert re.search(r"^degraded +loading$", asked[2][0].out, re.MULTILINE)
+    assert re.search(r"^notices +2 voters survive no more losses than 1: use 1 or 3$", asked[1][0].out, re.MULTILINE)
     assert re.search(r"^brakes +none$", asked[1][0].out, re.MULTILINE)
     out = asked[-1][0].out
     for row in ("fsync +2.3 s", "loop lag +0.2 ms", "brakes +expiry is held", "degraded +the last fsync .*", " +and \\\\x1b\\[31m"):

@@ -15,8 +15,9 @@ from govern.cli.reads import _state_lines
 from .harness import Programs, free_port, free_ports
 
 NODES_FIELDS = {"node_id", "clients", "peers", "candidate", "voter", "state", "primaries", "copies", "controller"}
+MEMBERS_FIELDS = {"node_id", "disk_id", "voter", "match", "behind", "recent", "controller"}
 TABLE_FIELDS = {"first", "last", "primary", "copies", "in_sync", "term"}
-VERBS = ("nodes", "table", "members add 2", "members promote 2", "members remove 2", "transfer", "reset 1", "forget 2")
+VERBS = ("nodes", "table", "members", "members add 2", "members promote 2", "members remove 2", "transfer", "reset 1", "forget 2")
 
 
 async def test_a_cluster_of_one_for_people_and_for_scripts(programs: Programs) -> None:
@@ -25,6 +26,8 @@ async def test_a_cluster_of_one_for_people_and_for_scripts(programs: Programs) -
     expected = {
         "nodes": 0,
         "nodes --json": 0,
+        "members": 0,
+        "members --json": 0,
         "table": 0,
         "table --json": 0,
         "status": 0,
@@ -36,15 +39,17 @@ async def test_a_cluster_of_one_for_people_and_for_scripts(programs: Programs) -
         "reset 1": 1,
         "forget 1": 1,
     }
-    asked = {words: programs.govern(*words.split(), connect=node.address) for words in expected}
-    for words, program in asked.items():
-        assert await program.wait_exit() == expected[words], (words, program.err)
-        assert len(program.err.splitlines()) == expected[words], (words, program.err)
-        assert bool(program.out) == (expected[words] == 0), (words, program.out)
+    told = await programs.each([words.split() for words in expected], connect=node.address)
+    asked = dict(zip(expected, told, strict=True))
+    for words, said in asked.items():
+        assert (said.code, len(said.err.splitlines()), said.out == "") == (expected[words], expected[words], expected[words] == 1), said
     assert [line.split() for line in asked["nodes"].out.splitlines()] == [
         ["NODE", "CLIENTS", "PEERS", "CANDIDATE", "STATE", "PRIMARIES", "COPIES"],
         ["1", node.address, "-", "controller", "up", "16384", "16384"],
     ]
+    assert re.fullmatch(r"NODE +PART +BEHIND +ANSWERS +DISK\n1 +controller +0 +yes +[0-9a-f]{32}\n", asked["members"].out)
+    (member,) = json.loads(asked["members --json"].out)
+    assert member.keys() == MEMBERS_FIELDS
     (row,) = json.loads(asked["nodes --json"].out)
     assert row.keys() >= NODES_FIELDS
     (run,) = json.loads(asked["table --json"].out)
@@ -66,7 +71,6 @@ async def test_a_cluster_of_one_for_people_and_for_scripts(programs: Programs) -
 
 
 WRONG = {
-    "members": "add|promote|remove",
     "members grow 2": "'grow'",
     "members add": "NODE",
     "members add two": "'two'",
@@ -118,15 +122,17 @@ async def test_a_cluster_that_is_not_formed_yet_does_not_look_empty(programs: Pr
         "lookup orders": (3, r"slot \d+ of default/orders is not assigned to a node yet; given up after 1 s"),
         "services": (3, r"no slot is assigned to a node yet; given up after 1 s"),
         "nodes": (1, r"there is no controller now; this is what node 1 knows"),
+        "members": (1, r"there is no controller now: govern status tells why; try again when there is one"),
         "table": (1, r"16384 slots belong to nobody yet"),
         "status": (1, ""),
     }
-    asked = {words: programs.govern(*words.split(), "--timeout", "1", connect=node.address) for words in expected}
-    for words, program in asked.items():
+    told = await programs.each([[*words.split(), "--timeout", "1"] for words in expected], connect=node.address)
+    asked = dict(zip(expected, told, strict=True))
+    for words, said in asked.items():
         code, text = expected[words]
-        assert await program.wait_exit() == code, (words, program.err)
-        assert re.fullmatch(f"govern: {text}\n" if text else "", program.err), program.err
-        assert bool(program.out) == (words == "status"), program.out
+        assert said.code == code, said
+        assert re.fullmatch(f"govern: {text}\n" if text else "", said.err), said
+        assert bool(said.out) == (words == "status"), said
     assert re.search(r"^degraded +the cluster is not formed yet: no link to nodes 2, 3$", asked["status"].out, re.MULTILINE)
 
 
@@ -151,12 +157,11 @@ async def test_a_node_says_what_is_wrong_with_its_peers(programs: Programs) -> N
             ("--candidate false", 2, "name them in peers"),
             ("--candidate=false --peers 1=127.0.0.1:1", 2, "take it out there"),
         ]
-        asked = [(programs.govern(*flags.split()), code, text) for flags, code, text in wrong]
-        for program, code, text in asked:
-            assert await program.wait_exit() == code, (program.process.args, program.err)
-            assert program.out == ""
-            *before, line = program.err.splitlines()
-            assert all(re.match(r"\d{4}-\d\d-\d\dT\S+ (info|warning) ", each) for each in before), program.err  # what it logged on its way
+        told = await programs.each([flags.split() for flags, _, _ in wrong])
+        for said, (_, code, text) in zip(told, wrong, strict=True):
+            assert (said.code, said.out) == (code, ""), said
+            *before, line = said.err.splitlines()
+            assert all(re.match(r"\d{4}-\d\d-\d\dT\S+ (info|warning) ", each) for each in before), said  # what it logged on its way
             assert re.search(text, line), line
 
 
@@ -166,21 +171,25 @@ def test_the_state_of_a_cluster_is_readable() -> None:
     state = {
         "controller": None,
         "candidates": [
-            {"node_id": 1, "voter": True, "reachable": True},
-            {"node_id": 2, "voter": True, "reachable": False},
-            {"node_id": 3, "voter": False, "reachable": False},
+            {"node_id": 1, "voter": True, "reachable": True, "behind": 0},
+            {"node_id": 2, "voter": True, "reachable": False, "behind": 17},
+            {"node_id": 3, "voter": False, "reachable": True, "behind": 1},
+            {"node_id": 4, "voter": False, "reachable": False, "behind": None},
+            {"node_id": 5, "voter": False, "reachable": True},  # a node of an older version
         ],
         "links": [4, 5],
         "degraded": [reason],
     }
     lines = _state_lines(state)
-    assert lines[:5] == [
+    assert lines[:7] == [
         "controller  none",
         "candidates  1 voter",
-        "            2 voter, cannot be reached",
-        "            3 learner, cannot be reached",
+        "            2 voter, 17 entries behind, cannot be reached",
+        "            3 learner, 1 entry behind",
+        "            4 learner, cannot be reached",
+        "            5 learner",
         "links       4, 5",
     ]
-    assert " ".join(line[12:] for line in lines[5:]) == reason
+    assert " ".join(line[12:] for line in lines[7:]) == reason
     assert max(map(len, lines)) <= 80
     assert _state_lines({"candidates": [], "links": []}) == ["candidates  none", "links       none"]

@@ -138,7 +138,7 @@ def check_shapes(shown: dict[str, Any], cluster: Cluster) -> None:
     status = shown["status"]
     assert status.keys() >= {"role", "controller", "term", "table_version", "slots", "candidates", "links"}
     assert status["node_id"] == 2
-    assert [candidate.keys() for candidate in status["candidates"]] == [{"node_id", "voter", "reachable"}] * 3
+    assert [candidate.keys() for candidate in status["candidates"]] == [{"node_id", "voter", "reachable", "behind"}] * 3
     assert len(shown["services"]) == 9
 
 

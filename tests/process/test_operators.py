@@ -136,19 +136,16 @@ async def test_an_evicted_instance_is_gone_and_explained(programs: Programs) -> 
     )
     assert await owner.wait_exit() == 1
     assert "evicted" in owner.err
-    asked = [
-        programs.govern(*words, connect=node.address)
-        for words in (
-            ("evict", "orders", "127.0.0.1:1"),
-            ("explain", "orders", "127.0.0.1:1"),
-            ("explain", "orders", "--json"),
-            ("explain", "orders", "absent"),
-            ("explain", "orders", "absent", "--json"),
-        )
-    ]
-    codes = [await program.wait_exit() for program in asked]
-    assert codes == [1, 0, 0, 1, 1]
-    assert [len(program.err.splitlines()) for program in asked] == [1, 0, 0, 1, 0]
+    again = (
+        ("evict", "orders", "127.0.0.1:1"),
+        ("explain", "orders", "127.0.0.1:1"),
+        ("explain", "orders", "--json"),
+        ("explain", "orders", "absent"),
+        ("explain", "orders", "absent", "--json"),
+    )
+    asked = await programs.each(again, connect=node.address)
+    assert [said.code for said in asked] == [1, 0, 0, 1, 1]
+    assert [len(said.err.splitlines()) for said in asked] == [1, 0, 0, 1, 0]
     assert "127.0.0.1:1 is not in the view: it was evicted 20" in asked[1].out
     known = json.loads(asked[2].out)
     assert known.keys() == {"instances", "events"}
@@ -163,7 +160,6 @@ async def test_wrong_usage_and_no_registry_are_one_line_each(programs: Programs)
     node, nobody = await programs.node(), f"127.0.0.1:{free_port()}"
     expected = [(("drain", "orders"), node.address, 2), (("evict", "orders", "a b"), node.address, 2), (("explain",), node.address, 2)]
     expected += [((verb, "orders", "one", "--timeout", "0.5"), nobody, 3) for verb in ("drain", "evict", "explain")]
-    running = [(programs.govern(*arguments, connect=where), code) for arguments, where, code in expected]
-    for program, code in running:
-        assert await program.wait_exit() == code, (program.process.args, program.err)
-        assert (program.out, len(program.err.splitlines())) == ("", 1)
+    told = await programs.each([[*arguments, "--connect", where] for arguments, where, _ in expected])
+    for said, (_, _, code) in zip(told, expected, strict=True):
+        assert (said.code, said.out, len(said.err.splitlines())) == (code, "", 1), said

@@ -16,7 +16,7 @@ import trio
 
 from govern.client import Registry, connect
 
-from .harness import NodeProgram, Program, Programs
+from .harness import NodeProgram, Program, Programs, Said
 
 ANYWHERE = ("--listen", "127.0.0.1:0")
 INSTANCES = 1_500
@@ -30,10 +30,14 @@ def fingerprint(directory: Path, pattern: str = "log-*") -> dict[str, str]:
 
 async def expect_refusal(program: Program, code: int, *words: str) -> str:
     """The program ends with the code, says nothing on stdout and one line on stderr, in which each of the words occurs."""
-    assert await program.wait_exit() == code, program.err
-    assert program.out == ""
-    lines = [line for line in program.err.splitlines() if not re.match(r"\d{4}-\S+Z info ", line)]
-    assert len(lines) == 1, program.err
+    return check_refusal(code, Said((), await program.wait_exit(), program.out, program.err), *words)
+
+
+def check_refusal(code: int, said: Said, *words: str) -> str:
+    """The same for one that has ended."""
+    assert (said.code, said.out) == (code, ""), said
+    lines = [line for line in said.err.splitlines() if not re.match(r"\d{4}-\S+Z info ", line)]
+    assert len(lines) == 1, said
     for word in words:
         assert word in lines[0], lines
     return lines[0]
@@ -65,8 +69,9 @@ async def test_wrong_usage_is_one_line_that_helps(programs: Programs) -> None:
     (programs.directory / "broken.toml").write_text("node_id = \n")
     (programs.directory / "unknown.toml").write_text('lisen = "127.0.0.1:0"\n')
     (programs.directory / "wrong.toml").write_text("node_id = true\n")
-    for program, words in [(programs.govern(*arguments), words) for arguments, words in WRONG_USAGE]:
-        await expect_refusal(program, 2, *words)
+    told = await programs.each([arguments for arguments, _ in WRONG_USAGE])
+    for said, (_, words) in zip(told, WRONG_USAGE, strict=True):
+        check_refusal(2, said, *words)
     assert not (programs.directory / "govern-data").exists()
 
 

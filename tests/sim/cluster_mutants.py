@@ -27,13 +27,14 @@ from govern.actors.slot_manager import SlotManager
 from govern.core import controller as controller_rules
 from govern.core import ownership as ownership_rules
 from govern.core.ownership import Ownership, runs_of
-from govern.core.peering import NODE_ID_MAX, Peering
+from govern.core.peering import Peering
 from govern.core.raft.core import RaftCore
 from govern.core.raft.leading import Leading
 from govern.core.raft.types import Write
 from govern.core.standing import Standing
 from govern.core.table import Table
 from govern.environment import Environment
+from govern.model import NODE_ID_MAX
 from govern.peer_messages import Entry
 from govern.storage import directory as directory_rules
 from govern.storage.format import Identity, Position

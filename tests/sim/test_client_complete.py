@@ -23,6 +23,8 @@ from govern.storage.sim import SimFiles
 from govern.testing import simulate
 from govern.testing.world import PORT, Program, World, open_world
 
+from ..deep import seeds
+
 NODE = f"node1:{PORT}"
 
 
@@ -224,7 +226,7 @@ async def links_break_at_random(seed: int) -> tuple[int, int]:
             return suspicions, sum(len(change.removed) for _, change in one.changes)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(2, 8))
 def test_suspicion_never_sticks(seed: int) -> None:
     """Whoever lives is up in every view once the network is well, whatever was doubted, removed and registered anew before."""
     suspicions, _ = simulate(seed, links_break_at_random, horizon=300).result
@@ -374,7 +376,7 @@ async def services_restart_one_by_one(seed: int) -> Traffic:
         return traffic
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(2, 6))
 def test_a_rolling_restart_with_drain_costs_no_request(seed: int) -> None:
     """Callers in a tight loop, one of them over breaking connections, never choose a server that has stopped after its drain."""
     traffic = simulate(seed, services_restart_one_by_one, horizon=120).result
@@ -438,7 +440,7 @@ async def the_node_is_down(seed: int, seconds: float, clients: int = 50) -> floa
             return back
 
 
-@pytest.mark.parametrize("seconds", [1, 5, 12, 60])
+@pytest.mark.parametrize("seconds", [1, pytest.param(5, marks=pytest.mark.deep), 12, 60])
 def test_an_outage_of_any_length_expires_nobody(seconds: float) -> None:
     """50 clients and a node that loses power: no view is ever empty, no lease changes, and all are back at most 5 s after it is."""
 

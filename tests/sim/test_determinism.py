@@ -35,13 +35,22 @@ CLUSTER_SEED = next(seed for seed in range(100) if has_all(draw_options(seed, no
 OnStep = Callable[[float, str], None]
 
 
-def test_a_seed_runs_twice_the_same_in_one_process() -> None:
-    """Every step of the second run is that of the first."""
+def play() -> list[Step]:
+    """All steps of that run."""
     options = draw_options(SEED, SECONDS, nodes=1)
-    one = record_steps(lambda on_step: run_episode(options, on_step=on_step))
-    other = record_steps(lambda on_step: run_episode(options, on_step=on_step))
-    assert len(one) > 1000
-    assert find_difference(one, other) is None
+    return record_steps(lambda on_step: run_episode(options, on_step=on_step))
+
+
+@pytest.fixture(scope="module")
+def here() -> list[Step]:
+    """The run with which the others are compared, in this process."""
+    return play()
+
+
+def test_a_seed_runs_twice_the_same_in_one_process(here: list[Step]) -> None:
+    """Every step of the second run is that of the first."""
+    assert len(here) > 1000
+    assert find_difference(here, play()) is None
 
 
 @functools.cache
@@ -78,10 +87,9 @@ def test_a_cluster_runs_the_same_in_a_process_with_other_hashes(hashes: str, tmp
     assert find_difference([(float(f"{at:.9f}"), task) for at, task in steps_of_the_cluster()], there) is None
 
 
-@pytest.mark.parametrize("hashes", ["1", "4242"])
-def test_a_seed_runs_the_same_in_a_process_with_other_hashes(hashes: str, tmp_path: Path) -> None:
-    """PYTHONHASHSEED orders sets and decides hashes of strings; nothing in a run depends on it."""
-    here = record_steps(lambda on_step: run_episode(draw_options(SEED, SECONDS, nodes=1), on_step=on_step))
+@pytest.mark.parametrize("hashes", ["1", pytest.param("4242", marks=pytest.mark.deep)])
+def test_a_seed_runs_the_same_in_a_process_with_other_hashes(hashes: str, here: list[Step], tmp_path: Path) -> None:
+    """PYTHONHASHSEED orders sets and decides hashes of strings; nothing in a run depends on it. This process has drawn its own."""
     path = tmp_path / "steps"
     command = [sys.executable, "-m", "tests.sim", "--seed", str(SEED), "--seconds", str(SECONDS), "--nodes", "1", "--steps", str(path)]
     root = Path(__file__).parents[2]

@@ -48,7 +48,9 @@ from govern.storage.snapshots import snapshot_number
 from govern.testing import simulate
 from govern.testing.world import PORT, World, open_world
 
-SEEDS = range(20)
+from ..deep import seeds
+
+SEEDS = seeds(8, 20)
 ORDERS = ServiceKey("default", "orders")
 PROVIDERS = ("p0", "p1")
 SEGMENT_BYTES = 64 * 1024

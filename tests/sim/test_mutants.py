@@ -23,12 +23,12 @@ def test_every_mutant_is_found(mutant: Mutant) -> None:
     found = find(mutant)
     assert found is not None, f"nothing found {mutant.name} in {mutant.seeds} seeds"
     print(f"{mutant.name}: found by seed {found[0]} of {mutant.seeds}: {found[1]}")
-    play_whole(mutant.faults, mutant.play, found[0] - 1)
+    play_whole(mutant.faults, mutant.play, mutant.first + found[0] - 1)
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_without_a_mutant_its_episodes_pass(mutant: Mutant) -> None:
     """All in which it is looked for."""
-    for seed in range(mutant.seeds):
+    for seed in range(mutant.first, mutant.first + mutant.seeds):
         play_whole(mutant.faults, mutant.play, seed)

@@ -24,6 +24,7 @@ from govern.storage.raft_records import STATE, RaftSaved, RaftSnapshot, Replay, 
 from govern.storage.sim import Operation, SimFile, SimStorage
 from govern.storage.table_file import TableFile
 
+from ..deep import seeds
 from .raft_model import BLANK, Step, begun, behind, draw_snapshot, draw_step, open_log, reload, shown, stages
 
 
@@ -134,7 +135,7 @@ def crash_everywhere(seed: int, stride: int = 1) -> int:
     return trio.run(everywhere, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.deep) for seed in range(3, 30))])
+@pytest.mark.parametrize("seed", seeds(2, 30))
 def test_a_crash_at_every_operation_leaves_what_was_promised(seed: int) -> None:
     """Whatever sectors and names survive, a start finds the confirmed state or one that the step under way passes through."""
     assert crash_everywhere(seed) > 60

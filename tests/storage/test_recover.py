@@ -82,7 +82,8 @@ async def test_the_directory_becomes_that_of_the_only_voter() -> None:
         f"kept: the metadata up to entry 20; the next entries begin behind {20 + JUMP}, in term {3 + JUMP}",
         "not proven: the entries 19 to 20 may never have been confirmed",
         "not proven: what other candidates confirmed and this one never received is lost, if there was anything",
-        "removed: the candidates 1, 2, 3; empty their data directories before they start again",
+        "removed: the candidates 1, 2, 3; empty their data directories before they can reach this cluster again",
+        "a majority of them that runs on its old directories is a second controller of this cluster",
     ]
 
 

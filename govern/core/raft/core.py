@@ -12,6 +12,7 @@ from typing import Final
 
 from ...errors import Overloaded
 from ...peer_messages import (
+    NUMBER_MAX,
     Append,
     AppendAnswer,
     Entry,
@@ -26,7 +27,7 @@ from ...peer_messages import (
     VoteAnswer,
 )
 from . import membership
-from .following import NUMBER_MAX, Following
+from .following import Following
 from .leading import Leading
 from .log import Log
 from .types import (
@@ -47,6 +48,9 @@ from .types import (
 
 UNCOMMITTED_MAX: Final = 256
 """Proposals that are not committed; with the largest records that is 64 MiB."""
+TERM_LEAP_MAX: Final = 1 << 40
+"""A term that is so far beyond the own one is not believed: one word must not use up the numbers that elections of years would need. Who
+comes back to a cluster that was recovered meanwhile (B5) meets a leap of 2**32, and of several if it was recovered several times."""
 READS_MAX: Final = 10_000
 """Reads that wait for a round."""
 KEEP_BEHIND: Final = 5_000
@@ -350,8 +354,10 @@ class RaftCore:
 
     def step(self, message: RaftMessage, now_us: int) -> None:
         """A message has arrived. Whatever it says, nothing is raised."""
-        if message.to != self.me or message.sender == self.me or not 0 < message.term < NUMBER_MAX:
+        if message.to != self.me or message.sender == self.me:
             return
+        if not 0 < message.term < min(NUMBER_MAX, self.term + TERM_LEAP_MAX):
+            return  # of no election
         if self.membership.voters == (self.me,) and message.sender not in self.membership.members:
             return  # any later membership would be in this log: this one is of a cluster that was given up (B5), or was removed
         if isinstance(message, PreVote):
@@ -542,6 +548,7 @@ class RaftCore:
         self._follow(message.term, message.sender, now_us)
         self._heard_us = now_us
         self._election_us = now_us + self._patience_us
+        was_blank = self.log.is_blank
         if isinstance(message, Append):
             self.commit, answer = self._following.append(message, self.commit)
         else:
@@ -549,7 +556,8 @@ class RaftCore:
             if snapshot is not None:
                 self._installed = snapshot
         if self._installed is None:
-            self.applied = max(self.applied, self.log.snapshot.meta.index)  # F4: there is nothing before the beginning
+            start = self.log.snapshot.meta.index
+            self.applied = start if was_blank else max(self.applied, start)  # F4: there is nothing before the beginning
         if answer is not None:
             self._send_durable(answer)
 

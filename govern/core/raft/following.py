@@ -5,21 +5,18 @@ F2  An acceptance names what agrees *and* is durable (W2). An Append with entrie
     answered at once, so that a heartbeat never waits for the disk.
 F3  What is committed is in the log of every later leader; an Append that begins before is taken from there on.
 F4  A log in which nothing ever was, neither entry nor snapshot, begins wherever a leader's first entry does: before that one the term is
-    0 (L5). No acceptance names such a beginning, for after a restart it may be forgotten.
+    0 (L5). No acceptance names such a beginning, for after a restart it may be forgotten; and as long as nothing is in the log another
+    one takes its place, wherever that lies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
-from ...peer_messages import Append, AppendAnswer, Entry, InstallSnapshot, Member, RaftMessage, SnapshotAnswer
+from ...peer_messages import NUMBER_MAX, Append, AppendAnswer, Entry, InstallSnapshot, Member, RaftMessage, SnapshotAnswer
 from .incoming import Incoming
 from .log import Log
 from .types import DATA, NOOP, VOTERS, Membership, Snapshot, SnapshotMeta
-
-NUMBER_MAX: Final = 1 << 62
-"""No term and no index is so large; who says so is not believed, for numbers must stay numbers of the wire when they grow."""
 
 
 class Following:
@@ -42,7 +39,7 @@ class Following:
         if message.prev_term == 0 and self._log.is_blank:
             if prev != self._log.last_index:
                 self._log.install(Snapshot(SnapshotMeta(prev, 0, Membership()), b""))  # F4
-            commit = prev
+            commit, self.agreed = prev, 0
         if prev < commit:  # F3
             entries = [entry for entry in message.entries if entry.index > commit]
             if entries and entries[0].term < (self._log.term_of(commit) or 0):

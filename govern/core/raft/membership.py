@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ...peer_messages import Member
-from .types import MEMBERS_MAX, ChangeRefused, Membership
+from ...peer_messages import MEMBERS_MAX, Member
+from .types import ChangeRefused, Membership
 
 VOTERS_MAX: Final = 7
 """More voters make every decision slower and survive nothing that seven do not."""
@@ -25,6 +25,15 @@ LAG_MAX: Final = 64
 def majority(count: int) -> int:
     """So many of them are more than half."""
     return count // 2 + 1
+
+
+def advice(voters: int) -> str:
+    """What is to be said about a number of voters that is worse than another one, for people; empty when there is nothing to say."""
+    if voters > VOTERS_MAX:
+        return f"{voters} voters make every decision wait for {majority(voters)} of them: use {VOTERS_MAX} at most"
+    if voters and voters % 2 == 0:
+        return f"{voters} voters survive no more losses than {voters - 1}: use {voters - 1} or {voters + 1}"
+    return ""
 
 
 def add_learner(now: Membership, member: Member) -> Membership:

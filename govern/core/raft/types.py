@@ -14,7 +14,8 @@ import attrs
 import msgpack
 
 from ...errors import GovernError
-from ...peer_messages import Entry, Member
+from ...model import NODE_ID_MAX
+from ...peer_messages import DISK_ID_BYTES, MEMBERS_MAX, Entry, Member
 
 NOOP: Final = 0
 """The first entry of every leader (rule R4); it says nothing."""
@@ -22,9 +23,6 @@ DATA: Final = 1
 """What the owner of the replicated state proposed."""
 VOTERS: Final = 2
 """A packed `Membership`, in force from the moment it is in the log (rule R11)."""
-
-MEMBERS_MAX: Final = 63
-"""So many voters and learners together: far more than anybody should have (a leader speaks with each one), and a bound for readers."""
 
 
 class Chance(Protocol):
@@ -73,6 +71,8 @@ class Membership:
         members = voters + learners
         if any(type(node_id) is not int or type(disk_id) is not bytes for node_id, disk_id in members):
             raise ValueError("a member is a number and bytes")
+        if any(not 1 <= node_id <= NODE_ID_MAX or len(disk_id) != DISK_ID_BYTES for node_id, disk_id in members):
+            raise ValueError("a member has no node id, or no disk id")
         if len({*members}) != len(members) or len(members) > MEMBERS_MAX:
             raise ValueError("a member is there twice, or there are too many")
         return cls(tuple(sorted(voters)), tuple(sorted(learners)))

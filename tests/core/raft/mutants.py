@@ -130,6 +130,35 @@ class StaysLeader(RaftCore):
         super()._beat(leading, now_us)
 
 
+class DrawnOnce(RaftCore):
+    """R10: a candidate draws once, when it starts, and stands with the same timeout again and again.
+
+    Two candidates that know the same voters never notice: by their rank each has a range of its own, half a range away from the next, so
+    their timeouts differ whatever they drew. But while the membership changes two may know different voters, and then their ranges
+    overlap; equal draws would split the votes in every term. So nothing but another draw parts them.
+    """
+
+    _drawn: float | None = None
+
+    def _draw(self, now_us: int) -> None:
+        if self._drawn is None:
+            self._drawn = self._random.uniform(0.0, 0.5)
+        chance, self._random = self._random, Always(self._drawn)
+        super()._draw(now_us)
+        self._random = chance
+
+
+@attrs.frozen
+class Always:
+    """Chance that has made up its mind."""
+
+    value: float
+
+    def uniform(self, a: float, b: float) -> float:
+        """Always this."""
+        return self.value
+
+
 class OfferedKeepsLease(RaftCore):
     """R9: an offer of the leadership leaves the lease."""
 

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from govern.core.raft import membership
-from govern.core.raft.core import READS_MAX, UNCOMMITTED_MAX, RaftCore, Role
+from govern.core.raft.core import READS_MAX, TERM_LEAP_MAX, UNCOMMITTED_MAX, RaftCore, Role
 from govern.core.raft.types import (
     DATA,
-    MEMBERS_MAX,
     VOTERS,
     ChangeRefused,
     HardState,
@@ -25,6 +24,8 @@ from govern.core.raft.types import (
 )
 from govern.errors import Overloaded
 from govern.peer_messages import (
+    MEMBERS_MAX,
+    NUMBER_MAX,
     RAFT_MESSAGES,
     Append,
     AppendAnswer,
@@ -64,6 +65,13 @@ def test_terms_of_timeouts_do_not_overlap() -> None:
             deadlines.append(core.deadline_us)
         third = 1_000_000 / 3
         assert all(1_000_000 + rank * third <= at <= 1_000_000 + (rank + 0.5) * third + 1 for rank, at in enumerate(deadlines))
+
+
+def test_a_number_of_voters_that_is_worse_than_another_is_told() -> None:
+    """Even ones survive no more than one fewer; more than seven only cost."""
+    assert [count for count in range(12) if membership.advice(count)] == [2, 4, 6, 8, 9, 10, 11]
+    assert membership.advice(4) == "4 voters survive no more losses than 3: use 3 or 5"
+    assert membership.advice(9) == "9 voters make every decision wait for 5 of them: use 7 at most"
 
 
 def test_only_the_leader_is_asked() -> None:
@@ -275,7 +283,7 @@ def test_a_new_life_has_what_the_disk_has() -> None:
 
 
 MEMBERS = st.sampled_from([ONE, TWO, THREE])
-NUMBERS = st.one_of(st.integers(0, 6), st.sampled_from([2**61, 2**63, 2**64 - 1]))
+NUMBERS = st.one_of(st.integers(0, 6), st.sampled_from([2**33, 2**41, 2**62 - 1]))
 
 
 def draw_field(name: str, number: Any) -> Any:
@@ -341,6 +349,33 @@ def test_a_membership_is_what_was_packed() -> None:
     for data in (b"", b"\xc0", b"\x92\x90", b"\x92\x91\x01\x90", Membership((ONE,)).pack() + b"x", b"\x92\x91\x92\x01\x02\x90"):
         with pytest.raises(ValueError, match="member"):
             Membership.unpack(data)
+
+
+def test_a_term_that_no_election_leads_to_is_not_believed() -> None:
+    """A word of anybody must not use up the numbers of terms: the next one would be the last. A recovered cluster is far ahead, but not so
+    far."""
+    rig = Rig((1, 2, 3))
+    core = rig.core(2)
+    for term in (1 + TERM_LEAP_MAX, NUMBER_MAX - 1, NUMBER_MAX, 1 << 64):
+        core.step(Vote(TWO, THREE, term, 9, 1, True), 0)
+        core.step(Append(TWO, THREE, term, 1, 1, 1, 1, ()), 0)
+        rig.settle(2)
+        assert (core.term, core.leader, rig.mail) == (1, None, [])
+    core.step(Append(TWO, THREE, 1 + (1 << 32), 1, 1, 1, 1, ()), 0)
+    assert (core.term, core.leader) == (1 + (1 << 32), THREE)
+
+
+def test_a_beginning_that_turns_out_to_be_another_one() -> None:
+    """F4: as long as nothing is in a log it begins where the newest leader says, be it before what was said first."""
+    rig = Rig((1, 2, 3), blank=(4,))
+    core = rig.core(4)
+    for term, start in enumerate((900, 20, 30, 10), start=2):
+        core.step(Append(FOUR, TWO, term, start, 0, start, 1, ()), 0)
+        rig.settle(4)
+        assert (core.commit, core.applied, core.last_index) == (start, start, start)
+    core.step(Append(FOUR, TWO, 9, 7, 0, 8, 1, (Entry(8, 9, DATA, b"first"),)), 0)
+    rig.settle(4)
+    assert [entry.data for entry in rig.seats[4].applied] == [b"first"]
 
 
 def test_a_lower_term_is_answered() -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-
 import pytest
 
-from .heap import COUNTED, Run, failure_of
+from ..many import run_many
+from .heap import COUNTED, Run, summary_of
 from .mutants import DEEP, MUTANTS, find
 
 RUNS = 150
-RUNS_DEEP = 20_000
+RUNS_DEEP = 100_000
 
 
 def test_short_runs() -> None:
@@ -41,9 +39,8 @@ def test_a_run_repeats() -> None:
 
 @pytest.mark.deep
 def test_many_short_runs() -> None:
-    """Twenty thousand of them."""
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        assert [failure for failure in pool.imap_unordered(failure_of, range(RUNS_DEEP), chunksize=100) if failure] == []
+    """A hundred thousand of them; the totals are printed."""
+    assert run_many(summary_of, COUNTED, range(RUNS_DEEP)) == []
 
 
 @pytest.mark.parametrize("name", [name for name in MUTANTS if name not in DEEP])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -16,7 +17,7 @@ from govern.core.raft.types import HardState, NotLeader
 from govern.peer_messages import Append, RaftMessage
 
 from . import mutants, test_log
-from .heap import Place, Run
+from .heap import TIMING, Place, Run
 from .rig import Rig, make_member
 
 Cores = Callable[..., RaftCore]
@@ -259,6 +260,69 @@ def somebody_is_first(cores: Cores) -> None:
     assert run.places[4].role is Role.LEADER
 
 
+def every_campaign_has_its_own_timeout(cores: Cores) -> None:
+    """R10: nobody answers 2, which campaigns again and again; it never leaves its range."""
+    disk = Rig((1, 2, 3)).seats[2].disk
+    options = {"hard": disk.hard, "snapshot": disk.snapshot, "entries": disk.entries, "timing": TIMING, "now_us": 0}
+    core = cores(make_member(2), random=random.Random(1), **options)
+    patiences, before_us = [], 0
+    for _ in range(20):
+        core.tick(core.deadline_us)
+        assert core.role is Role.PRE_CANDIDATE
+        patiences.append(core.deadline_us - before_us)
+        before_us = core.deadline_us
+    assert all(4 / 3 <= patience / TIMING.election_us <= 4.5 / 3 for patience in patiences[1:])
+    assert len(dict.fromkeys(patiences)) == len(patiences), f"a timeout came twice: {patiences}"
+
+
+class EqualAtFirst(random.Random):
+    """Chance by which two candidates first draw what makes their timeouts equal. `voters` is how many each of them knows."""
+
+    def __init__(self, voters: int, seed: int) -> None:
+        super().__init__(seed)
+        self._first: float | None = 0.05 * voters
+
+    def uniform(self, a: float, b: float) -> float:
+        """The first time bad luck, then luck."""
+        first, self._first = self._first, None
+        return super().uniform(a, b) if first is None else first
+
+
+class HalfPromoted(Lockstep):
+    """The leader died while it made 4 a voter: 4 knows, 3 does not, and by rank both are the first. Each needs the vote of 2."""
+
+    def _bootstrap(self) -> None:
+        rig = Rig((1, 2, 3), (4,))
+        rig.elect(1)
+        rig.cut = dict.fromkeys([(1, 2), (1, 3)])
+        rig.core(1).promote(make_member(4), rig.now_us)
+        rig.settle(1)
+        rig.deliver()
+        self._memberships = [Rig((1, 2, 3), (4,)).core(1).membership]
+        self._digests[0] = 0
+        for index in (1, 2):
+            self._commit(rig.core(1).log.entry(index))
+        self.places = [self._make_place(node_id) for node_id in range(1, 5)]
+        for place in self.places:
+            place.disk = self._disks[place.member] = rig.seats[place.node_id].disk
+        for place in self.places[1:]:
+            known = len(rig.core(place.node_id).membership.voters)
+            self.chance = EqualAtFirst(known, place.node_id)
+            self._start(place)
+
+    def _send(self, place: Place, message: RaftMessage) -> None:
+        is_late = (place.node_id, message.to.node_id) == (3, 2)  # a hair: so 2 votes for 4, which lacks the vote of 3 then
+        self.after(0.0101 if is_late else 0.01, self._arrive, self.places[message.to.node_id - 1], message)
+
+
+def equal_draws_part(cores: Cores) -> None:
+    """R10: the first campaigns of 3 and 4 split the votes, in the same moment; the next ones do not."""
+    run = type("Story", (HalfPromoted,), {"make_core": staticmethod(cores)})(1)
+    first = run.first_leader()
+    assert first is not None, "no leader in ten seconds"
+    assert first > 1.2, "there was no split vote"
+
+
 class SameDraw(RaftCore):
     """R10: everybody draws the same."""
 
@@ -289,6 +353,8 @@ STORIES: list[tuple[Callable[[Cores], None], type[RaftCore]]] = [
     (an_offer_ends_the_lease, mutants.OfferedKeepsLease),
     (a_read_waits_for_a_new_round, ReadJoinsRound),
     (somebody_is_first, SameDraw),
+    (every_campaign_has_its_own_timeout, mutants.DrawnOnce),
+    (equal_draws_part, mutants.DrawnOnce),
 ]
 
 

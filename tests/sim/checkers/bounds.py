@@ -20,9 +20,8 @@ from govern.client import link as client_link
 from govern.client.registry import Registry
 from govern.core import controller, dispatch, standing
 from govern.core.raft import core as raft_core
-from govern.core.raft.types import MEMBERS_MAX
 from govern.messages import FRAME_BYTES_MAX_TO_NODE
-from govern.peer_messages import RaftMessage
+from govern.peer_messages import MEMBERS_MAX, RaftMessage
 from govern.testing.world import World
 
 from . import Violation
