@@ -512,20 +512,22 @@ class SlotManager:
             standing.registered(answer, now_us)
         else:
             standing.heartbeat_ok(answer, now_us, boot_us)
-            if not self._is_member:
+            if not self._follows_log:
                 self.leader = standing.controller  # nobody else tells it
         self._ownership.lease_until_us = standing.lease_until_us
         if standing.newest_version > self._ownership.table.version:
             self._ask_table(answer.via, now_us)
 
     @property
-    def _is_member(self) -> bool:
-        """Whether this node has a part in the log; a candidate that nobody has added yet has none."""
-        return self._election is not None and self._myself.member in self._election.membership.members
+    def _follows_log(self) -> bool:
+        """Whether this node has a part in the log and hears of it. A candidate that nobody has added yet has none; one that was removed may
+        not know that, for no leader speaks with it any more."""
+        election = self._election
+        return election is not None and election.leader is not None and self._myself.member in election.membership.members
 
     def _ask_table(self, node_id: int, now_us: int) -> None:
-        """Whoever has no part in the log asks for the table; who has one will hear of it from there."""
-        if not self._is_member and now_us / 1e6 >= self._table_asked_at + TABLE_ASK_SECONDS:
+        """Whoever does not follow the log asks for the table; who does will hear of it from there."""
+        if not self._follows_log and now_us / 1e6 >= self._table_asked_at + TABLE_ASK_SECONDS:
             self._table_asked_at = now_us / 1e6
             self.deliver(node_id, TableAsk(self._ownership.table.version))
 
@@ -534,7 +536,7 @@ class SlotManager:
         return node_id == self._myself.node_id or (hello is not None and hello.candidate)
 
     def _take_page(self, node_id: int, page: TablePart) -> None:
-        if self._is_member or not self._is_candidate(node_id):
+        if self._follows_log or not self._is_candidate(node_id):
             _log.debug("node %d sent a table that nobody wants of it", node_id)  # G6
             return
         try:

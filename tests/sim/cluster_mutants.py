@@ -18,9 +18,11 @@ import pytest
 import trio
 
 import govern
+from govern.actors import slot_manager as slot_manager_rules
 from govern.actors.client_session import ClientSessions
 from govern.actors.election import Election
 from govern.actors.failure_detector import FailureDetector
+from govern.actors.mail import Compact, Written
 from govern.actors.metadata_log import MetadataLog
 from govern.actors.node import Node
 from govern.actors.shard_store import ShardStore
@@ -37,12 +39,18 @@ from govern.core.standing import Standing
 from govern.core.table import Table
 from govern.environment import Environment, SimulatedClock
 from govern.model import NODE_ID_MAX
+from govern.peer_messages import Entry
 from govern.storage import directory as directory_rules
-from govern.storage.format import Identity
+from govern.storage.format import Identity, Position
+from govern.storage.prefix import RAFT_PREFIX
+from govern.storage.raft_log import RaftLog
+from govern.storage.raft_records import RaftSnapshot
+from govern.storage.sim import Operation
 from govern.testing import simulate
 from govern.testing.scheduler import process
 from govern.testing.world import PORT
 
+from .sizes import USUAL, Sizes
 from .stage import Stage, open_stage
 from .test_cluster_hangs import (
     a_client_dies_while_its_node_sleeps,
@@ -134,6 +142,61 @@ def vote_not_persisted(patch: pytest.MonkeyPatch) -> None:
 def votes_in_advance(patch: pytest.MonkeyPatch) -> None:
     """What speaks of a term or a vote leaves before they are durable."""
     patch.setattr(RaftCore, "_send_durable", lambda self, message: self._out.append(message))
+
+
+def sent_before_it_is_written(patch: pytest.MonkeyPatch) -> None:
+    """The shell tells the rules that a batch is durable when it begins to write it."""
+
+    async def mutant(self: Election) -> None:
+        while True:
+            await self._writing.wait()
+            self._writing = trio.Event()
+            if self._write is not None:
+                assert self.core is not None
+                self.core.end_write(self._now_us())
+                self._send_all()
+                await self._log.write(self._write)
+                self._write = None
+                self._give_to_disk()
+                await self._mailbox.put(Written())
+
+    patch.setattr(Election, "_write_batches", mutant)
+
+
+def snapshot_named_too_late(patch: pytest.MonkeyPatch) -> None:
+    """The state of before some entries goes by the index of the last of them."""
+    apply = SlotManager._apply
+
+    def mutant(self: SlotManager, entries: Sequence[Entry], now_us: int) -> None:
+        before = self.meta.pack()
+        with pytest.MonkeyPatch.context() as meanwhile:
+            meanwhile.setattr(slot_manager_rules, "Compact", lambda index, state: Compact(index, before))
+            apply(self, entries, now_us)
+
+    patch.setattr(SlotManager, "_apply", mutant)
+
+
+def never_compacted(patch: pytest.MonkeyPatch) -> None:
+    """The slot manager forgets how much it has applied."""
+    apply = SlotManager._apply
+
+    def mutant(self: SlotManager, entries: Sequence[Entry], now_us: int) -> None:
+        self._entries_since = self._bytes_since = -(10**9)
+        apply(self, entries, now_us)
+
+    patch.setattr(SlotManager, "_apply", mutant)
+
+
+def log_cut_before_the_snapshot(patch: pytest.MonkeyPatch) -> None:
+    """What a snapshot makes needless goes before the snapshot is there."""
+    write_snapshot = RaftLog._write_snapshot
+
+    async def mutant(self: RaftLog, snapshot: RaftSnapshot, position: Position) -> None:
+        assert self._log is not None
+        await self._log.remove_before(position.segment_no)
+        await write_snapshot(self, snapshot, position)
+
+    patch.setattr(RaftLog, "_write_snapshot", mutant)
 
 
 def commits_alone(patch: pytest.MonkeyPatch) -> None:
@@ -233,11 +296,7 @@ async def one_node_after_the_other_restarts(stage: Stage) -> None:
 
 
 async def one_node_restarts_often(stage: Stage) -> None:
-    name = stage.others(stage.controller)[0]
-    for _ in range(3):
-        await stage.cluster.crash(name)
-        await stage.cluster.restart(name)
-        await trio.sleep(1.5)
+    await one_restarts_often(stage, stage.others(stage.controller)[0], 3)
 
 
 async def a_node_is_cut_off(stage: Stage) -> None:
@@ -288,6 +347,46 @@ async def disks_are_slow(stage: Stage) -> None:
     await trio.sleep(4)
 
 
+async def a_candidate_is_away_while_the_log_is_cut(stage: Stage) -> None:
+    """It comes back to a log that begins later, and what it lacks is sent as a snapshot; another one begins with a snapshot of its own."""
+    away, other = stage.others(stage.controller)
+    await stage.cluster.crash(away)
+    await one_restarts_often(stage, other, 8)
+    await stage.cluster.restart(away)
+    await trio.sleep(2)
+    await stage.cluster.crash(other)
+    await stage.cluster.restart(other)
+    await stage.cluster.converged()
+
+
+async def power_is_lost_at_each_snapshot(stage: Stage) -> None:
+    """Just before the snapshot gets its name."""
+    controller = stage.controller
+    name, other = stage.others(controller)
+    machine = stage.world.machines[name]
+
+    def before(operation: Operation) -> None:
+        if operation.kind == "rename" and operation.name.startswith(RAFT_PREFIX):
+            stage.world.cut_power(name)
+
+    for _ in range(4):
+        assert machine.disk is not None
+        machine.disk.before = before
+        await one_restarts_often(stage, other, 5)
+        machine.disk.before = None
+        if not machine.running:
+            await stage.cluster.restart(name)
+    await stage.cluster.converged()
+
+
+async def one_restarts_often(stage: Stage, name: str, times: int) -> None:
+    """Each time a few records are written: a new life is registered, and has its slots again."""
+    for _ in range(times):
+        await stage.cluster.crash(name)
+        await stage.cluster.restart(name)
+        await trio.sleep(1.5)
+
+
 async def the_controller_is_alone(stage: Stage) -> None:
     """Cut off with one node to register: what it proposes then reaches nobody."""
     controller = stage.controller
@@ -331,6 +430,7 @@ class Mutant:
     seeds: int
     nodes: int = 3
     short: bool = False
+    sizes: Sizes = USUAL
 
     @property
     def name(self) -> str:
@@ -343,9 +443,12 @@ class Mutant:
             async with open_stage(seed, self.nodes) as stage:
                 await self.story(stage)
 
-        simulate(seed, on_stage, horizon=300)
+        with self.sizes.in_force():
+            simulate(seed, on_stage, horizon=300)
 
 
+SMALL_LOG = Sizes(compact_entries=3, keep_behind=0, raft_segment_bytes=8 * 1024)
+"""A metadata log that is cut all the time."""
 MUTANTS = (
     Mutant(lease_without_term_check, the_controller_is_stopped, 3, short=True),
     Mutant(acts_before_registration, one_node_after_the_other_restarts, 1, short=True),
@@ -357,6 +460,10 @@ MUTANTS = (
     Mutant(a_wiped_disk_keeps_its_name, a_disk_is_lost, 1),
     Mutant(vote_not_persisted, controllers_are_killed, 1),
     Mutant(votes_in_advance, disks_are_slow, 4),
+    Mutant(sent_before_it_is_written, disks_are_slow, 1, short=True),
+    Mutant(snapshot_named_too_late, a_candidate_is_away_while_the_log_is_cut, 1, short=True, sizes=SMALL_LOG),
+    Mutant(never_compacted, a_candidate_is_away_while_the_log_is_cut, 1, sizes=SMALL_LOG),
+    Mutant(log_cut_before_the_snapshot, power_is_lost_at_each_snapshot, 2, sizes=SMALL_LOG),
     Mutant(commits_alone, the_controller_is_alone, 2, 4),
     Mutant(expires_without_lease, the_majority_goes_and_a_client_dies, 1, short=True),
     Mutant(claims_to_work_while_its_log_hangs, a_log_hangs, 1, short=True),

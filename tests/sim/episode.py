@@ -32,7 +32,7 @@ from govern.core.slots import SLOT_COUNT, slot_of
 from govern.model import ServiceKey
 from govern.testing import Outcome, simulate
 from govern.testing.scheduler import process
-from govern.testing.world import World, cluster_keys, open_world
+from govern.testing.world import World, open_world
 
 from .checkers import Violation
 from .checkers.bounds import Bounds
@@ -48,6 +48,7 @@ from .checkers.subscriptions import Subscriptions
 from .columns import Columns
 from .history import End, History
 from .nemesis import Nemesis
+from .operators import Operators
 from .options import Options
 from .workload import Workload
 
@@ -64,6 +65,8 @@ class Report:
     commits: int
     sights: int
     faults: dict[str, int]
+    words: dict[str, int]
+    """What operators have said, and was done."""
     nodes: int
     terms: int
     lives: int
@@ -73,7 +76,7 @@ class Report:
 
     def __str__(self) -> str:
         ends = ", ".join(f"{count} {end}" for end, count in sorted(self.ends.items()))
-        faults = ", ".join(f"{count} {fault}" for fault, count in sorted(self.faults.items())) or "no faults"
+        faults = ", ".join(f"{count} {fault}" for fault, count in sorted((self.faults | self.words).items())) or "no faults"
         return (
             f"{self.operations} operations ({ends}), {self.commits} commits, {self.sights} sights, {self.lives} lives of {self.nodes}"
             f" nodes, {self.terms} terms; healed after {self.healed_after:.1f} s; {faults}"
@@ -83,7 +86,8 @@ class Report:
 def run_episode(options: Options, columns: Columns | None = None, **hooks: object) -> Outcome[Report]:
     """Run one seed. Raises what was broken, a `Violation` or whatever else came out; `hooks` go to `simulate`."""
     columns = columns or Columns(options.node_names)
-    return simulate(options.seed, _play, options, columns, horizon=options.seconds * 3 + 300, **hooks)  # type: ignore[arg-type]
+    with options.sizes.in_force():
+        return simulate(options.seed, _play, options, columns, horizon=options.seconds * 3 + 300, **hooks)  # type: ignore[arg-type]
 
 
 @attrs.define(eq=False)
@@ -139,7 +143,8 @@ async def _run_phases(world: World, options: Options, columns: Columns, watch: W
     shadow = judges.shadow
     workload = Workload(world, options, history, columns)
     linearizability = Linearizability(history, shadow, workload.sessions)
-    seen = (Bounds(world), Pairs(world), Subscriptions(history, shadow), linearizability)
+    bounds = Bounds(world, lambda: [(client.name, client.registry) for client in workload.living.values()])
+    seen = (bounds, Pairs(world), Subscriptions(history, shadow), linearizability)
     watch.checkers = (shadow, judges.expiry, judges.durable, judges.consensus, judges.owners, *seen)
     sizes: dict[str, Any] = {
         "history_ops_max": options.history_ops_max,
@@ -147,8 +152,12 @@ async def _run_phases(world: World, options: Options, columns: Columns, watch: W
         "segment_bytes": options.segment_bytes,
         "snapshot_bytes": options.snapshot_bytes,
     }
-    keys = {name: {**own, **sizes} for name, own in cluster_keys(options.nodes, options.candidates).items()}
-    nemesis = Nemesis(world, options, workload, judges.expiry, shadow, judges.consensus, columns, keys)
+    keys = {name: {**own, **sizes} for name, own in options.node_keys.items()}
+    operators = Operators(world, options.node_names, judges.consensus, columns, options.seed)
+    nemesis = Nemesis(world, options, workload, judges.expiry, shadow, judges.consensus, columns, keys, operators)
+    for name in (*options.node_names, *workload.names):
+        clock = world.machine(name, memory=name not in options.node_names).clock
+        clock.offset_us, clock.wall_offset = options.draw_clock(name)
     for name in options.node_names:
         await world.start(name, **keys[name])
         world.machines[name].may_fail = True
@@ -183,6 +192,7 @@ async def _run_phases(world: World, options: Options, columns: Columns, watch: W
         commits=len(shadow.commits),
         sights=len(history.sights),
         faults=nemesis.counts,
+        words=operators.counts,
         nodes=options.nodes,
         terms=max(judges.consensus.leaders),
         lives=sum(world.machines[name].boots for name in options.node_names),

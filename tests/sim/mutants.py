@@ -42,6 +42,7 @@ from .checkers import Violation
 from .checkers.durable import Durable
 from .episode import run_episode
 from .options import Options, draw_options
+from .sizes import USUAL
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -262,18 +263,19 @@ MUTANTS = (
 )
 
 
-def options_for(mutant: Mutant, seed: int) -> Options:
-    """A short episode of one node with just the faults of a mutant, and small rings."""
+def options_for(faults: tuple[str, ...], seed: int) -> Options:
+    """A short episode of one node with just these faults, and small rings."""
     drawn = draw_options(seed, seconds=50.0, clients=6, nodes=1)
     return attrs.evolve(
         drawn,
-        faults=mutant.faults,
+        faults=faults,
         seconds_between_faults=2.0,
         services=2,
         ttl=3.0,
         history_ops_max=3,
         delay_seconds_max=0.002,
         operations_per_second=5.0,
+        sizes=USUAL,
     )
 
 
@@ -283,7 +285,7 @@ def find(mutant: Mutant) -> tuple[int, str] | None:
         with pytest.MonkeyPatch.context() as patch:
             mutant.patch(patch)
             try:
-                mutant.play(options_for(mutant, seed))
+                mutant.play(options_for(mutant.faults, seed))
             except Exception as error:
                 return tried, f"{type(error).__name__}: {error}".splitlines()[0]
     return None

@@ -20,18 +20,19 @@ from govern.errors import GovernError
 from govern.storage.sim import Operation, SimStorage
 from govern.testing.world import World
 
-from .checkers.consensus import Consensus
+from .checkers.consensus import Consensus, machines_of
 from .checkers.expiry import Expiry
 from .checkers.shadow import Shadow
 from .columns import Columns
-from .operators import controller_of, replace_disk
-from .options import CLIENT_FAULTS, NETWORK_FAULTS, NODE_FAULTS, Options
+from .operators import Operators, controller_of
+from .options import CLIENT_FAULTS, LATER_NODE_FAULTS, NETWORK_FAULTS, NODE_FAULTS, Options
 from .workload import Workload
 
 RETRY_SECONDS = 0.5
 DYING_SECONDS_MAX = 7.0
 FREE_BYTES_WHEN_FULL = 600
 FLAP_SECONDS = 2.0
+SLEEP_SECONDS_MAX = 60.0
 
 
 class Nemesis:
@@ -47,6 +48,7 @@ class Nemesis:
         consensus: Consensus,
         columns: Columns,
         keys: dict[str, dict[str, Any]],
+        operators: Operators,
     ) -> None:
         self.counts: dict[str, int] = {}
         self._world = world
@@ -57,8 +59,8 @@ class Nemesis:
         self._consensus = consensus
         self._columns = columns
         self._keys = keys
+        self._operators = operators
         self._nodes = list(keys)
-        self._candidates = list(options.candidate_names)
         self._busy: dict[str, None] = {}
         self._where = random.Random(f"{options.seed}/nemesis/where")
         self._until = 0.0
@@ -69,6 +71,7 @@ class Nemesis:
             "kill": self._kill,
             "stop": self._stop,
             "pause": self._pause,
+            "sleeps": self._sleeps,
             "crash in an operation": self._crash_in_operation,
             "input/output error": self._input_output_error,
             "disk full": self._disk_full,
@@ -87,6 +90,7 @@ class Nemesis:
         self._cluster_faults: dict[str, Callable[[random.Random], Awaitable[None]]] = {
             "controller killed": self._of_the_controller(self._kill),
             "controller paused": self._of_the_controller(self._pause),
+            "controller sleeps": self._of_the_controller(self._sleeps),
             "controller isolated": self._of_the_controller(self._isolate_node),
             "controller's disk hangs": self._of_the_controller(self._hang),
             "controller's disk full": self._of_the_controller(self._disk_full),
@@ -114,9 +118,12 @@ class Nemesis:
         async with trio.open_nursery() as nursery:
             for number in range(1 if options.nodes < 4 else 2):
                 name = "node" if number == 0 else f"node/{number}"
-                nursery.start_soon(self._go_on, name, [fault for fault in options.faults if fault in NODE_FAULTS], self._break_node)
+                faults = [fault for fault in options.faults if fault in (*NODE_FAULTS, *LATER_NODE_FAULTS)]
+                nursery.start_soon(self._go_on, name, faults, self._break_node)
             nursery.start_soon(self._go_on, "rest", rest, self._break_rest)
             nursery.start_soon(self._go_on, "cluster", list(options.cluster_faults), self._break_cluster)
+            if options.operated:
+                nursery.start_soon(self._operators.run, until)
         with self._expiry.excused():
             self._world.network.heal()
             await self._bring_back(*self._nodes)
@@ -208,6 +215,24 @@ class Nemesis:
     async def _pause(self, chance: random.Random, name: str) -> None:
         self._world.pause(name)
         await trio.sleep(chance.choice((0.2, 1.5, chance.uniform(0.0, 12.0))))
+        self._world.resume(name)
+
+    async def _sleeps(self, chance: random.Random, name: str) -> None:
+        """The machine is suspended: nobody is there, on its network neither, and only its clock since the start goes on. What the world
+        does not have the time to wait for is added to that clock: so it is ahead of the time in which timers are counted, as after a sleep.
+        """
+        machine, others = self._world.machines[name], [other for other in (*self._nodes, *self._workload.names) if other != name]
+        seconds, waited = chance.uniform(0.0, SLEEP_SECONDS_MAX), chance.choice((0.0, 1.5, chance.uniform(0.0, 12.0)))
+        self._columns.add(name, f"! sleeps for {seconds:.1f} s")
+        self._world.pause(name)
+        for other in others:
+            self._world.network.hold(name, other)
+            self._world.network.hold(other, name)
+        await trio.sleep(min(seconds, waited))
+        machine.clock.offset_us += round(max(0.0, seconds - waited) * 1e6)
+        for other in others:
+            self._world.network.release(name, other)
+            self._world.network.release(other, name)
         self._world.resume(name)
 
     async def _crash_in_operation(self, chance: random.Random, name: str) -> None:
@@ -334,7 +359,7 @@ class Nemesis:
         """That fault, for whoever is the controller now; nothing when nobody is."""
 
         async def of_the_controller(chance: random.Random) -> None:
-            name = controller_of(self._world, self._candidates)
+            name = controller_of(self._world, self._nodes)
             if name is None or name in self._busy:
                 await trio.lowlevel.checkpoint()
                 return
@@ -351,8 +376,8 @@ class Nemesis:
         self._world.network.heal()
 
     async def _majority_down(self, chance: random.Random) -> None:
-        count = len(self._candidates) // 2 + 1
-        names = chance.sample(self._candidates, count)
+        voters = self._voters
+        names = chance.sample(voters, len(voters) // 2 + 1)
         await self._crash_together(chance, [name for name in names if name not in self._busy])
 
     async def _everything_restarted(self, chance: random.Random) -> None:
@@ -367,10 +392,13 @@ class Nemesis:
             await self._bring_back(*names)
 
     async def _wiped(self, chance: random.Random) -> None:
-        """A node loses its disk, and operators do what is to be done; of candidates one at a time, and never the only one. Not while the
-        cluster is being formed: for a moment the first candidate alone has its log."""
-        names = [name for name in self._nodes if name not in self._candidates or len(self._candidates) > 2]
-        free = [name for name in names if name not in self._busy]
+        """A node loses its disk, and operators do what is to be done; one at a time, and never so that no majority is left. Not
+        while the cluster is being formed: for a moment the first candidate alone has its log."""
+        async with self._operators.at_work:
+            await self._lose_a_disk(chance)
+
+    async def _lose_a_disk(self, chance: random.Random) -> None:
+        free = [name for name in self._nodes if name not in self._busy and self._can_be_lost(name)]
         if not free or not self._may_wipe or not self._consensus.committed:
             await trio.lowlevel.checkpoint()
             return
@@ -383,10 +411,21 @@ class Nemesis:
             self._world.wipe(name)
             await self._last(chance)
             await self._bring_back(name)
-        self._may_wipe = await replace_disk(self._world, name, self._nodes, self._columns)
+        self._may_wipe = await self._operators.replace_disk(name)
+
+    @property
+    def _voters(self) -> list[str]:
+        """The machines of those who vote, by what was committed last; before anything was, of the first candidates."""
+        membership = self._consensus.membership
+        return list(self._options.candidate_names) if membership is None else machines_of(membership)
+
+    def _can_be_lost(self, name: str) -> bool:
+        """Whether a majority is left without this disk, whatever becomes of changes that are on their way."""
+        return all(name not in voters or len(voters) > 2 for voters in map(machines_of, self._consensus.possible_memberships()))
 
     def _two_nodes(self, chance: random.Random) -> list[str]:
-        names = self._candidates if len(self._candidates) > 1 and chance.random() < 0.7 else self._nodes
+        voters = self._voters
+        names = voters if len(voters) > 1 and chance.random() < 0.7 else self._nodes
         return chance.sample(names, 2)
 
     async def _nodes_cut(self, chance: random.Random) -> None:

@@ -13,6 +13,8 @@ import attrs
 
 from govern.testing.world import CANDIDATES_MAX, cluster_keys
 
+from .sizes import USUAL, Sizes
+
 NODE_FAULTS: tuple[str, ...] = (
     *("power", "power in silence", "kill", "stop", "pause", "crash in an operation"),
     *("input/output error", "disk full", "slow disk", "hang"),
@@ -24,6 +26,12 @@ CLUSTER_FAULTS: tuple[str, ...] = (
     *("controller killed", "controller paused", "controller isolated", "controller's disk hangs", "controller's disk full"),
     *("majority down", "everything restarted", "wiped", "nodes cut", "nodes slow", "nodes one way", "split", "line", "flapping"),
 )
+LATER_NODE_FAULTS: tuple[str, ...] = ("sleeps",)
+LATER_CLUSTER_FAULTS: tuple[str, ...] = ("controller sleeps",)
+"""Drawn apart, so that a seed keeps what it had before there were these."""
+BOOT_SECONDS_MAX = 400 * 24 * 3600.0
+WALL_SECONDS_MAX = 24 * 3600.0
+"""How far the clocks of two machines are apart, at most: that since their start, and that for people."""
 NODES_MAX = 7
 CLUSTER_SHARE = 0.25
 """Of the seeds for which nobody says how many nodes there are."""
@@ -51,17 +59,32 @@ class Options:
     writes_pending_max: int
     segment_bytes: int
     snapshot_bytes: int
+    sizes: Sizes = USUAL
+    operated: bool = False
+    """Whether operators change the candidates of the cluster, and who leads it."""
 
     def __str__(self) -> str:
-        rows = attrs.asdict(self)
+        rows = attrs.asdict(self, recurse=False)
         rows["faults"] = ", ".join(self.faults) or "none"
         rows["cluster_faults"] = ", ".join(self.cluster_faults) or "none"
         return "\n".join(f"  {name:<24}{value}" for name, value in rows.items())
 
     @property
+    def node_keys(self) -> dict[str, dict[str, object]]:
+        """The keys of each node. Where operators are at work every node can become a candidate."""
+        keys = cluster_keys(self.nodes, self.candidates)
+        return {name: {**own, "candidate": True} for name, own in keys.items()} if self.operated else keys
+
+    @property
     def node_names(self) -> tuple[str, ...]:
         """The machines of the nodes."""
         return tuple(cluster_keys(self.nodes, self.candidates))
+
+    def draw_clock(self, machine: str) -> tuple[int, float]:
+        """How far two clocks of a machine are ahead: the one since its start in microseconds, and the one for people in seconds."""
+        chance = random.Random(f"{self.seed}/{machine}/clock")
+        wall = chance.choice((0.0, chance.uniform(-1.0, 1.0), chance.uniform(-WALL_SECONDS_MAX, WALL_SECONDS_MAX)))
+        return round(chance.uniform(0.0, BOOT_SECONDS_MAX) * 1e6), wall
 
     @property
     def candidate_names(self) -> tuple[str, ...]:
@@ -76,6 +99,15 @@ def _draw_faults(chance: random.Random, known: tuple[str, ...]) -> tuple[str, ..
     if kind == 1:
         return (chance.choice(known),)
     return tuple(fault for fault in known if chance.random() < 0.4)
+
+
+def _add_later(chance: random.Random, faults: tuple[str, ...], known: tuple[str, ...], later: tuple[str, ...]) -> tuple[str, ...]:
+    """All of them where there are all others, some where there are several, and now and then one in the place of the only one."""
+    if faults == known:
+        return faults + later
+    if len(faults) == 1:
+        return (chance.choice(later),) if chance.random() < len(later) / len(known) else faults
+    return faults + tuple(fault for fault in later if chance.random() < 0.4)
 
 
 def draw_options(seed: int, seconds: float = 120.0, clients: int = 20, *, nodes: int | None = None) -> Options:
@@ -97,16 +129,21 @@ def draw_options(seed: int, seconds: float = 120.0, clients: int = 20, *, nodes:
         writes_pending_max=chance.choice((5, 100, 10_000)),
         segment_bytes=chance.choice((64 * 1024, 256 * 1024)),
         snapshot_bytes=chance.choice((64 * 1024, 256 * 1024)),
+        sizes=Sizes.draw(random.Random(f"{seed}/sizes")),
     )
+    later = random.Random(f"{seed}/later")
+    alone = attrs.evolve(alone, faults=_add_later(later, alone.faults, FAULTS, LATER_NODE_FAULTS))
     chance = random.Random(f"{seed}/cluster")
     drawn = chance.randint(2, NODES_MAX) if chance.random() < CLUSTER_SHARE else 1
     nodes = drawn if nodes is None else nodes
     if nodes == 1:
         return alone
+    candidates = min(chance.choice((1, 2, 3, 3, 3, 4, 5, 5)), nodes, CANDIDATES_MAX)
     return attrs.evolve(
         alone,
         nodes=nodes,
-        candidates=min(chance.choice((1, 2, 3, 3, 3, 4, 5, 5)), nodes, CANDIDATES_MAX),
-        cluster_faults=_draw_faults(chance, CLUSTER_FAULTS),
+        candidates=candidates,
+        cluster_faults=_add_later(later, _draw_faults(chance, CLUSTER_FAULTS), CLUSTER_FAULTS, LATER_CLUSTER_FAULTS),
         services=chance.choice((3, 5, 8)),
+        operated=later.random() < 0.5,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ from govern.actors.node import Node
 from govern.testing import Cluster
 from govern.testing.world import World, cluster_keys, open_world, usual_candidates
 
-from .checkers import Violation
+from .checkers import Checker, Violation
+from .checkers.bounds import Bounds
 from .checkers.consensus import Consensus
 from .checkers.owners import Owners
 from .checkers.pairs import Pairs
@@ -71,12 +72,12 @@ async def open_stage(seed: int, nodes: int = 3, candidates: int | None = None, *
     own = cluster_keys(nodes, usual_candidates(nodes) if candidates is None else candidates)
     async with open_world(seed) as world:
         consensus = Consensus(world, violations.append)
-        owners, pairs = Owners(world, consensus, violations.append), Pairs(world)
+        owners, pairs, bounds = Owners(world, consensus, violations.append), Pairs(world), Bounds(world)
         with consensus.watch(), owners.watch():
             cluster = Cluster(world, {name: {**each, **keys} for name, each in own.items()})
             await cluster._begin()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_sweep, owners, pairs, violations)
+                nursery.start_soon(_sweep, (owners, pairs, bounds), violations)
                 yield Stage(world, cluster, consensus, owners)
                 nursery.cancel_scope.cancel()
             consensus.end()
@@ -85,11 +86,11 @@ async def open_stage(seed: int, nodes: int = 3, candidates: int | None = None, *
         raise violations[0]
 
 
-async def _sweep(owners: Owners, pairs: Pairs, violations: list[Violation]) -> None:
+async def _sweep(checkers: Sequence[Checker], violations: list[Violation]) -> None:
     while not violations:
         await trio.sleep(SWEEP_SECONDS)
         try:
-            owners.sweep()
-            pairs.sweep()
+            for checker in checkers:
+                checker.sweep()
         except Violation as violation:
             violations.append(violation)

@@ -14,7 +14,7 @@ from govern.core.ownership import Ownership
 from govern.core.raft.core import RaftCore, Role
 from govern.core.raft.types import DATA, NOOP, VOTERS, HardState, Membership, Snapshot, SnapshotMeta, Timing, Write
 from govern.core.table import SlotRun, Table, TableNode
-from govern.peer_messages import HEARTBEAT_LEASED, Entry, Member, NodeHeartbeatOk
+from govern.peer_messages import HEARTBEAT_LEASED, AppendAnswer, Entry, Member, NodeHeartbeatOk, Vote, VoteAnswer
 from govern.testing import simulate
 from govern.testing.world import World, node_name, open_world
 
@@ -157,6 +157,28 @@ def two_voters_at_once(bench: Bench) -> None:
         for member in (A, B, C):
             bench.write(member, change)
         bench.consensus.hands_out("node1", core(A), [change])
+
+
+def a_vote_is_asked_for_too_early(bench: Bench) -> None:
+    bench.vote(A, 2, C)
+    bench.consensus.sends("node1", Vote(B, A, 2, 1, 1, False))
+
+
+def a_vote_is_granted_too_early(bench: Bench) -> None:
+    bench.consensus.wrote("node1", HardState(2, None, 0), (), None)
+    bench.consensus.sends("node1", VoteAnswer(B, A, 2, True))
+
+
+def a_term_is_named_too_early(bench: Bench) -> None:
+    bench.vote(A, 2, A)
+    bench.consensus.sends("node1", VoteAnswer(B, A, 3, False))
+
+
+def an_entry_is_confirmed_too_early(bench: Bench) -> None:
+    bench.vote(A, 2, A)
+    bench.write(A, entry(2, 1))
+    bench.consensus.committed[3] = entry(3, 1)
+    bench.consensus.sends("node1", AppendAnswer(B, A, 2, True, 3, 0, 1))
 
 
 def two_states_after_one_record(bench: Bench) -> None:
@@ -334,6 +356,10 @@ BROKEN: tuple[tuple[str, Callable[[Bench], None]], ...] = (
     ("5", a_commit_goes_back),
     ("6", two_open_changes),
     ("6", two_voters_at_once),
+    ("7", a_vote_is_asked_for_too_early),
+    ("7", a_vote_is_granted_too_early),
+    ("7", a_term_is_named_too_early),
+    ("7", an_entry_is_confirmed_too_early),
     ("8", two_states_after_one_record),
     ("9", a_wiped_disk_writes),
     ("5", a_wiped_disk_counts),

@@ -296,3 +296,18 @@ def test_a_node_that_joins_later_is_listed_without_slots() -> None:
             assert [each.id for each in await registry.lookup("orders")] == ["o1"]
 
     play(1, join)
+
+
+def test_a_candidate_that_was_away_when_it_was_removed_serves_again() -> None:
+    """Nobody told it, and no leader speaks with it: it asks the others for the table, and for who decides."""
+
+    async def remove(stage: Stage) -> None:
+        name = stage.others(stage.controller)[0]
+        await stage.cluster.crash(name)
+        async with stage.cluster.connect("operator") as registry:
+            await registry.administer("members.remove", int(name.removeprefix("node")))
+        await stage.cluster.restart(name)
+        await stage.cluster.converged()
+        assert stage.node(name)._me not in stage.node(stage.controller)._election.membership.members  # type: ignore[union-attr]
+
+    play(1, remove)

@@ -14,17 +14,30 @@ def deep(mutant: Mutant) -> Any:
     return pytest.param(mutant, marks=pytest.mark.deep)
 
 
+played: dict[tuple[object, int], None] = {}
+"""The stories that have passed, with their seeds."""
+
+
+def play_whole(mutant: Mutant, seed: int) -> None:
+    """The story of a mutant with nothing broken; those that several mutants share once."""
+    story = (mutant.story, mutant.nodes, mutant.sizes)
+    if (story, seed) not in played:
+        mutant.play(seed)
+        played[story, seed] = None
+
+
 @pytest.mark.parametrize("mutant", [mutant if mutant.short else deep(mutant) for mutant in MUTANTS], ids=lambda mutant: mutant.name)
 def test_every_mutant_is_found(mutant: Mutant) -> None:
-    """Within the number of seeds that is stated."""
+    """Within the number of seeds that is stated. Without it the story that found it passes, or finding it would prove nothing."""
     found = find(mutant)
     assert found is not None, f"nothing found {mutant.name} in {mutant.seeds} seeds"
     print(f"{mutant.name}: found by seed {found[0]} of {mutant.seeds}: {found[1]}")
+    play_whole(mutant, found[0] - 1)
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("mutant", {mutant.story: mutant for mutant in MUTANTS}.values(), ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_without_a_mutant_its_story_passes(mutant: Mutant) -> None:
-    """Otherwise finding it would prove nothing."""
+    """With all seeds with which it is looked for."""
     for seed in range(mutant.seeds):
-        mutant.play(seed)
+        play_whole(mutant, seed)

@@ -349,6 +349,8 @@ class RaftCore:
             self._draw(now_us)
             if self.me in self.membership.voters:  # R8
                 self._try(now_us)
+            else:
+                self.leader = None  # who is no voter may have been removed: nobody would say so, or that another one leads
 
     def step(self, message: RaftMessage, now_us: int) -> None:
         """A message has arrived. Whatever it says, nothing is raised."""

@@ -170,6 +170,20 @@ def test_a_voter_that_is_away_is_no_help() -> None:
     assert rig.core(4).membership == Membership((ONE, TWO, FOUR))
 
 
+def test_a_learner_that_hears_nobody_knows_no_leader() -> None:
+    """It may have been removed, which nobody told it; and where another one leads by now, it would name the former for ever."""
+    rig = Rig((1, 2, 3), learners=(4,))
+    rig.elect(1)
+    rig.advance(1.0)
+    assert rig.core(4).leader == ONE
+    rig.core(1).remove(FOUR, rig.now_us)
+    rig.settle(1)
+    rig.advance(3.0)
+    assert FOUR in rig.core(4).membership.learners
+    assert rig.core(4).leader is None
+    assert rig.core(4).role is Role.FOLLOWER
+
+
 def test_the_last_voter_stays() -> None:
     """There is always one."""
     rig = Rig((1,))

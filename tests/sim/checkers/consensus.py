@@ -9,6 +9,7 @@ T3  Whoever comes to lead has the last entry that anybody knows to be committed 
 T4  No disk ever had votes for two members in one term; no restart finds an older term, another vote or an older log than was durable.
 T5  The commit index of a life does not go back, and what is committed is on the disks of a majority.
 T6  At most one change of the voters is not committed; two consecutive committed memberships differ by one voter at most.
+T7  No vote, and no word of having an entry, leaves a candidate before it is on its disk; nor does a term.
 T8  The metadata states of any two candidates after the same record are the same bytes.
 T9  A disk that was wiped neither votes nor counts any more under its old name.
 """
@@ -22,15 +23,22 @@ from typing import Any
 import attrs
 
 from govern.actors.metadata_log import MetadataLog
+from govern.actors.peer_connector import PeerConnector
 from govern.core.meta import MetaState, Record, unpack_record
 from govern.core.raft.core import RaftCore, Role
 from govern.core.raft.types import DATA, VOTERS, HardState, Membership, Snapshot, Write
-from govern.peer_messages import Entry, Member
+from govern.messages import Message
+from govern.peer_messages import AppendAnswer, Entry, Member, PreVote, PreVoteAnswer, RaftMessage, Vote, VoteAnswer
 from govern.testing.scheduler import process
 from govern.testing.world import World, node_name
 
 from . import Violation
 from .patching import patched
+
+
+def machines_of(membership: Membership) -> list[str]:
+    """The machines of the voters; of two disks of one machine only one is there."""
+    return list(dict.fromkeys(node_name(voter.node_id) for voter in membership.voters))
 
 
 @attrs.define(eq=False)
@@ -71,6 +79,8 @@ class Consensus:
         self.leading: dict[str, int] = {}
         """In which term each machine led last."""
         self.committed: dict[int, Entry] = {}
+        self.judged = 0
+        """So many messages of candidates."""
         self.listeners: list[Callable[[int, Record], None]] = []
         """Told of each record in the moment in which it is first known to be committed."""
         self._world = world
@@ -90,6 +100,18 @@ class Consensus:
         disk = self._disks.pop(machine, None)
         if disk is not None and disk.member is not None:
             self._wiped[disk.member] = None
+
+    @property
+    def membership(self) -> Membership | None:
+        """The newest that is committed; None before there is one."""
+        return self._memberships.get(max(self._memberships, default=0))
+
+    def possible_memberships(self) -> list[Membership]:
+        """That one, and all that may still become it: they were given to some disk behind everything that is committed."""
+        last = max(self.committed, default=0)
+        entries = [entry for (index, _), (entry, _) in self._entries.items() if index > last and entry.kind == VOTERS]
+        known = [] if self.membership is None else [self.membership]
+        return known + [Membership.unpack(entry.data) for entry in entries]
 
     def watch(self) -> AbstractContextManager[None]:
         """Look at every candidate for the length of a run."""
@@ -147,6 +169,31 @@ class Consensus:
             if len(open_changes) > 1:
                 self._report(Violation(f"6: {machine} leads with {len(open_changes)} changes of the voters that are not committed"))
 
+    def sends(self, machine: str, message: RaftMessage) -> None:
+        """A message of a candidate leaves its machine: T7."""
+        self.judged += 1
+        disk = self.disk(machine)
+        if isinstance(message, PreVote) or (isinstance(message, PreVoteAnswer) and message.granted):
+            return  # a trial is of a term that nobody is in
+        if message.term > disk.term:
+            self._report(Violation(f"7: {machine} sends {message}, and only term {disk.term} is durable"))
+        vote = disk.votes.get(message.term)
+        if isinstance(message, Vote) and message.term == disk.term and vote != message.sender:
+            self._report(Violation(f"7: {machine} asks for votes by {message}, and its own, {vote}, is all that is durable"))
+        elif isinstance(message, VoteAnswer) and message.granted and message.term == disk.term and vote != message.to:
+            self._report(Violation(f"7: {machine} grants a vote by {message}, and {vote} is what is durable"))
+        elif isinstance(message, AppendAnswer) and message.ok and message.index:
+            term = self._term_of(machine, message.index)
+            if term is None or not disk.has(message.index, term):
+                self._report(Violation(f"7: {machine} confirms entry {message.index} of term {term} by {message}; it is not durable"))
+
+    def _term_of(self, machine: str, index: int) -> int | None:
+        """Of an entry in the log of a candidate as it believes to have it; of one that it has cut, what was committed."""
+        node = self._world.machines[machine].node
+        core = None if node is None or node._election is None else node._election.core
+        term = None if core is None else core.log.term_of(index)
+        return self.committed[index].term if term is None and index in self.committed else term
+
     def leads(self, machine: str, core: RaftCore) -> None:
         """A candidate has become the leader: T1, T3, T4, T9."""
         self.leading[machine] = core.term
@@ -190,7 +237,7 @@ class Consensus:
                 listener(entry.index, record)
 
     def _judge_membership(self, index: int, membership: Membership) -> None:
-        before = self._memberships.get(max(self._memberships, default=0))
+        before = self.membership
         self._memberships[index] = membership
         if before is not None:
             added = [voter for voter in membership.voters if voter not in before.voters]
@@ -230,7 +277,7 @@ class Consensus:
 def _watch(checker: Consensus) -> Generator[None]:
     load, begin, write = MetadataLog.load, MetadataLog.begin, MetadataLog.write
     begin_write, become_leader, take_committed = RaftCore.begin_write, RaftCore._become_leader, RaftCore.take_committed
-    apply, unpack = MetaState.apply, MetaState.unpack
+    apply, unpack, send = MetaState.apply, MetaState.unpack, PeerConnector.send
 
     def here() -> str:
         return str(process.get())
@@ -274,7 +321,13 @@ def _watch(checker: Consensus) -> Generator[None]:
             checker.applied(here(), state)
         return state
 
+    def send_and_judge(connector: PeerConnector, node_id: int, message: Message) -> bool:
+        if isinstance(message, RaftMessage):
+            checker.sends(here(), message)
+        return send(connector, node_id, message)
+
     with patched(
+        (PeerConnector, "send", send_and_judge),
         (MetadataLog, "load", load_and_note),
         (MetadataLog, "begin", begin_and_note),
         (MetadataLog, "write", write_and_note),
