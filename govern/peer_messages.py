@@ -237,7 +237,6 @@ class NodeRegister(Message):
     peers: str = _field(checks.text)
     candidate: bool = _field(checks.flag)
     volatile: bool = _field(checks.flag)
-    tail_truncated: bool = _field(checks.flag)
 
 
 @attrs.frozen

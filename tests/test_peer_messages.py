@@ -55,7 +55,7 @@ EXAMPLES: Final[tuple[Message, ...]] = (
     PIECE,
     peer_messages.SnapshotAnswer(TWO, ONE, 5, 90, 262_153, 78),
     peer_messages.TimeoutNow(ONE, TWO, 5),
-    peer_messages.NodeRegister(*LIFE, 1, "10.0.0.2:7400", "10.0.0.2:7401", True, False, False),
+    peer_messages.NodeRegister(*LIFE, 1, "10.0.0.2:7400", "10.0.0.2:7401", True, False),
     peer_messages.NodeRegistered(*LIFE, 1, 120, ""),
     peer_messages.NodeHeartbeat(*LIFE, 1, 33, 120, 2, 0, 40, 3000),
     peer_messages.NodeHeartbeatOk(*LIFE, 1, 33, peer_messages.HEARTBEAT_LEASED, 4000, 121, 1),

@@ -150,7 +150,7 @@ class SlotManager:
         self._local: deque[Message] = deque()  # G2
         self._linked: dict[int, PeerHello] = {}
         self._clients_port: int | None = None
-        self._loaded: StoreLoaded | None = None
+        self._is_loaded = False
         self._forming: tuple[bytes, tuple[Member, ...]] | None = None
         self._adopting: bytes | None = None
         self._to_write = trio.Event()
@@ -242,7 +242,7 @@ class SlotManager:
             case Formed():
                 self._adopt(self.cluster_id if self._forming is None else self._forming[0])
             case StoreLoaded():
-                self._loaded = mail
+                self._is_loaded = True
             case Listening(_, port):
                 self._clients_port = port
             case MembersChanged() | Confirmed():
@@ -253,7 +253,7 @@ class SlotManager:
                 pass  # the links are looked at in every turn
 
     def _tick(self, now_us: int, boot_us: int) -> None:
-        if self.standing is None and self.bootstrap.has_cluster and self._loaded is not None and self._clients_port is not None:
+        if self.standing is None and self.bootstrap.has_cluster and self._is_loaded and self._clients_port is not None:
             self.standing = Standing(
                 self._myself.member,
                 self._myself.boot_no,
@@ -261,7 +261,6 @@ class SlotManager:
                 peers=self._peers_address(),
                 candidate=self._myself.is_candidate,
                 volatile=self._myself.is_volatile,
-                tail_truncated=self._loaded.tail_truncated,
             )
         if self.controller is not None:
             self.controller.tick(now_us)

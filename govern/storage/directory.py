@@ -41,7 +41,6 @@ class LoadReport:
 
     blocks: int
     records: int
-    tail_truncated: bool
     notes: tuple[str, ...]
 
 
@@ -122,7 +121,7 @@ class DataDirectory:
         self._loaded = True
         self._bytes_at_snapshot = -read_bytes
         notes = (*self._snapshots.notes, *log.reader.notes)
-        return LoadReport(blocks=blocks, records=log.reader.records, tail_truncated=log.reader.tail_truncated, notes=notes)
+        return LoadReport(blocks=blocks, records=log.reader.records, notes=notes)
 
     async def _check_beginning(self, reader: SnapshotReader | None) -> None:
         """Without a good snapshot everything must be in the log, from its first segment on."""
