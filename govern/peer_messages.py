@@ -25,6 +25,12 @@ ENTRIES_BYTES_MAX: Final = 256 * 1024
 """About so much of the log goes into one Append."""
 
 
+NO_LIFE: Final = bytes(16)
+"""Of a node that says nothing of its life."""
+LIFE_REFUSALS: Final = ("rolled_back", "cloned")
+"""What is refused is not the link but this life of the node: its disk had a later one, or has another one under the same number."""
+
+
 class Member(NamedTuple):
     """One candidate as Raft knows it: a node on one disk. A node with a new disk is another member (KIP-853)."""
 
@@ -77,7 +83,8 @@ def _is_numbers(value: object) -> tuple[int, ...]:
 @attrs.frozen
 class PeerHello(Message):
     """First message each way on a link. `cluster_id` is empty for a node that belongs to no cluster yet; `initial` are the ids of the
-    initial candidates of its configuration. `peers` and `clients` are the addresses under which others reach it."""
+    initial candidates of its configuration. `peers` and `clients` are the addresses under which others reach it. `life` is drawn by the
+    process: two that run on copies of one directory have the same boot number, and not the same life."""
 
     TYPE: ClassVar[int] = 101
     protocol: int = _field(checks.number)
@@ -89,12 +96,13 @@ class PeerHello(Message):
     peers: str = _field(checks.text)
     clients: str = _field(checks.text)
     initial: tuple[int, ...] = _field(_is_numbers)
+    life: bytes = _field(checks.session_id, default=NO_LIFE)
 
 
 @attrs.frozen
 class PeerRefused(Message):
-    """The link is refused, and why, for people; `code` is `cluster`, `protocol`, `duplicate`, `identity` or
-    `overloaded`."""
+    """The link is refused, and why, for people; `code` is `cluster`, `protocol`, `duplicate`, `identity`, `overloaded`, or one of
+    `LIFE_REFUSALS`."""
 
     TYPE: ClassVar[int] = 102
     code: str = _field(checks.text)

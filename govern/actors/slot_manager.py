@@ -17,6 +17,7 @@ G4  A record that cannot be applied ends the node: its state would not be that o
 G5  A leader's own lease is measured on trio's clock, which stands still while the machine sleeps, and others are elected meanwhile. So
     after a sleep nobody is lent a lease until that of before has certainly ended (rule N6).
 G6  A table comes from the own log or from a candidate, and never replaces a newer one (`Ownership` sees to it).
+G7  A node that is out (rule P8 of `core.peering`) asks for no lease, and has none from that moment on.
 """
 
 from __future__ import annotations
@@ -253,7 +254,9 @@ class SlotManager:
                 pass  # the links are looked at in every turn
 
     def _tick(self, now_us: int, boot_us: int) -> None:
-        if self.standing is None and self.bootstrap.has_cluster and self._is_loaded and self._clients_port is not None:
+        if self._links.expelled:
+            self.standing, self._ownership.lease_until_us = None, 0  # G7
+        elif self.standing is None and self.bootstrap.has_cluster and self._is_loaded and self._clients_port is not None:
             self.standing = Standing(
                 self._myself.member,
                 self._myself.boot_no,
@@ -360,6 +363,9 @@ class SlotManager:
             addresses[node_id] = address if known == address else f"{known},{address}"
         addresses.pop(self._myself.node_id, None)
         self._links.set_peers(addresses)
+        boots = {Member(node.node_id, node.disk_id): node.boot_no for node in self._ownership.table.nodes}
+        former = {Member(node_id, disk_id): boot_no for node_id, node in self.meta.nodes.items() for disk_id, boot_no in node.former}
+        self._links.set_boots({**former, **boots})
 
     # --- the log ------------------------------------------------------------------------------------------------------------
 

@@ -232,6 +232,14 @@ async def _write_identity(storage: Storage, identity: Identity) -> None:
     await storage.sync_directory()
 
 
+async def skip_boots(storage: Storage, identity: Identity, count: int) -> None:
+    """Let the starts of a locked directory count on behind a gap, durably: the next one is later than any that others may know of.
+
+    Raises `NoSpace`: then everything is as before. Raises `StorageFailed`.
+    """
+    await _write_identity(storage, identity._replace(boot_no=identity.boot_no + count))
+
+
 @asynccontextmanager
 async def open_directory(
     storage: Storage, random: Random, *, segment_bytes: int = SEGMENT_BYTES, without_cluster: bool = False

@@ -65,6 +65,13 @@ class NoLinks:
     def set_peers(self, addresses: Mapping[int, str]) -> None:
         pass
 
+    def set_boots(self, boots: Mapping[Member, int]) -> None:
+        pass
+
+    @property
+    def expelled(self) -> str:
+        return ""
+
     def recheck(self) -> None:
         pass
 
