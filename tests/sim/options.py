@@ -23,6 +23,7 @@ FAULTS: tuple[str, ...] = (*NODE_FAULTS, *NETWORK_FAULTS, *CLIENT_FAULTS)
 CLUSTER_FAULTS: tuple[str, ...] = (
     *("controller killed", "controller paused", "controller isolated", "controller's disk hangs", "controller's disk full"),
     *("majority down", "everything restarted", "wiped", "nodes cut", "nodes slow", "nodes one way", "split", "line", "flapping"),
+    *("put back", "rotten"),
 )
 NODES_MAX = 7
 CLUSTER_SHARE = 0.25

@@ -14,8 +14,6 @@ import pytest
 import trio
 
 from govern.errors import StorageError
-from govern.storage.directory import IDENTITY_NAME
-from govern.storage.format import SEGMENT_HEADER_BYTES, batch_seed, decode_identity, read_batch, segment_name
 from govern.storage.prefix import RAFT_PREFIX
 from govern.storage.sim import SimStorage
 from govern.storage.table_file import TABLE_NAME
@@ -23,9 +21,9 @@ from govern.testing import simulate
 
 from .columns import Columns
 from .operators import replace_disk
+from .rot import proven_places
 from .stage import Stage, open_stage
 
-FIRST_SEGMENT = 1
 RAFT_SNAPSHOTS = f"{RAFT_PREFIX}snapshot-"
 
 
@@ -192,18 +190,6 @@ def test_a_directory_that_runs_twice(seed: int) -> None:
 
 
 # --- bits that flip -------------------------------------------------------------------------------------------------------------
-
-
-def proven_places(disk: SimStorage) -> list[tuple[str, int, int]]:
-    """Where the batches of the metadata log lie that are followed by another one: file, first byte, end."""
-    identity = decode_identity(disk.contents(IDENTITY_NAME))
-    name = RAFT_PREFIX + segment_name(FIRST_SEGMENT)
-    data, at = disk.contents(name), SEGMENT_HEADER_BYTES
-    places: list[tuple[str, int, int]] = []
-    while (batch := read_batch(data, at, batch_seed(identity, FIRST_SEGMENT))) is not None:
-        places.append((name, at, at + 32 + len(batch.payload)))
-        at = batch.end
-    return places[:-1]
 
 
 async def refused(stage: Stage, name: str) -> str:
