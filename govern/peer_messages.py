@@ -39,6 +39,12 @@ KIND_MAX: Final = 255
 DISK_ID_BYTES: Final = 16
 
 
+NO_LIFE: Final = bytes(16)
+"""Of a node that says nothing of its life."""
+LIFE_REFUSALS: Final = ("rolled_back", "cloned")
+"""What is refused is not the link but this life of the node: its disk had a later one, or has another one under the same number."""
+
+
 class Member(NamedTuple):
     """One candidate as Raft knows it: a node on one disk. A node with a new disk is another member (KIP-853)."""
 
@@ -144,7 +150,8 @@ def _is_initial(value: object) -> tuple[int, ...]:
 @attrs.frozen
 class PeerHello(Message):
     """First message each way on a link. `cluster_id` is empty for a node that belongs to no cluster yet; `initial` are the ids of the
-    initial candidates of its configuration. `peers` and `clients` are the addresses under which others reach it."""
+    initial candidates of its configuration. `peers` and `clients` are the addresses under which others reach it. `life` is drawn by the
+    process: two that run on copies of one directory have the same boot number, and not the same life."""
 
     TYPE: ClassVar[int] = 101
     protocol: int = _field(checks.number)
@@ -156,12 +163,13 @@ class PeerHello(Message):
     peers: str = _field(_is_address)
     clients: str = _field(_is_address)
     initial: tuple[int, ...] = _field(_is_initial)
+    life: bytes = _field(_is_id, default=NO_LIFE)
 
 
 @attrs.frozen
 class PeerRefused(Message):
-    """The link is refused, and why, for people; `code` is `cluster`, `protocol`, `duplicate`, `identity` or
-    `overloaded`."""
+    """The link is refused, and why, for people; `code` is `cluster`, `protocol`, `duplicate`, `identity`, `overloaded`, or one of
+    `LIFE_REFUSALS`."""
 
     TYPE: ClassVar[int] = 102
     code: str = _field(checks.text)
@@ -304,7 +312,6 @@ class NodeRegister(Message):
     peers: str = _field(_is_address)
     candidate: bool = _field(checks.flag)
     volatile: bool = _field(checks.flag)
-    tail_truncated: bool = _field(checks.flag)
 
 
 @attrs.frozen

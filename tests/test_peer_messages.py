@@ -43,7 +43,7 @@ APPEND: Final = peer_messages.Append(ONE, TWO, 5, 100, 4, 99, 77, (Entry(101, 5,
 PIECE: Final = peer_messages.InstallSnapshot(ONE, TWO, 5, 90, 3, (ONE, TWO), (Member(3, DISK),), 262_144, True, 78, b"the state")
 
 EXAMPLES: Final[tuple[Message, ...]] = (
-    peer_messages.PeerHello(1, CLUSTER, *LIFE, True, "10.0.0.2:7401", "10.0.0.2:7400", (1, 2, 3)),
+    peer_messages.PeerHello(1, CLUSTER, *LIFE, True, "10.0.0.2:7401", "10.0.0.2:7400", (1, 2, 3), b"this life".ljust(16)),
     peer_messages.PeerRefused("cluster", "node 1 is of another cluster"),
     peer_messages.Ping(),
     peer_messages.ClusterFormed(CLUSTER),
@@ -56,7 +56,7 @@ EXAMPLES: Final[tuple[Message, ...]] = (
     PIECE,
     peer_messages.SnapshotAnswer(TWO, ONE, 5, 90, 262_153, 78),
     peer_messages.TimeoutNow(ONE, TWO, 5),
-    peer_messages.NodeRegister(*LIFE, 1, "10.0.0.2:7400", "10.0.0.2:7401", True, False, False),
+    peer_messages.NodeRegister(*LIFE, 1, "10.0.0.2:7400", "10.0.0.2:7401", True, False),
     peer_messages.NodeRegistered(*LIFE, 1, 120, ""),
     peer_messages.NodeHeartbeat(*LIFE, 1, 33, 120, 2, 0, 40, 3000),
     peer_messages.NodeHeartbeatOk(*LIFE, 1, 33, peer_messages.HEARTBEAT_LEASED, 4000, 121, 1),

@@ -40,6 +40,8 @@ class ClusterStatus:
         }
 
     def _role(self) -> str:
+        if self._links.expelled:
+            return "node"
         if self._manager.controller is not None and self._election is not None and self._election.leads:
             return "controller"  # both: the slot manager hears a moment later that it is over, and `term` is the election's
         is_voter = any(member.node_id == self._node_id for member in self._membership.voters)
@@ -64,6 +66,8 @@ class ClusterStatus:
 
     def degraded(self, is_fresh: bool) -> list[str]:
         """What does not work."""
+        if self._links.expelled:
+            return [f"this node has no part in its cluster any more, and keeps no links: {self._links.expelled}"]
         return self._about_the_cluster(is_fresh) + [
             f"no link to node {node_id}: {text}" for node_id, text in sorted(self._links.refusals().items())
         ]

@@ -205,9 +205,7 @@ class Confirmed:
 
 @attrs.frozen(eq=False)
 class StoreLoaded:
-    """The store has loaded; `tail_truncated`: the end of its log was torn."""
-
-    tail_truncated: bool
+    """The store has loaded."""
 
 
 @attrs.frozen(eq=False)

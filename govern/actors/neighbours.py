@@ -44,6 +44,13 @@ class Links(Protocol):
     def set_peers(self, addresses: Mapping[int, str]) -> None:
         """To whom links are to be kept."""
 
+    def set_boots(self, boots: Mapping[Member, int]) -> None:
+        """The highest boot number that is known of each disk: no life with a lower one has a link."""
+
+    @property
+    def expelled(self) -> str:
+        """Why this node has no part in the cluster any more; empty as long as it has one."""
+
     def recheck(self) -> None:
         """This node has found its cluster: tell everybody, and drop the links to nodes of other clusters."""
 

@@ -83,6 +83,7 @@ class Node:
         self._boot_no = 1 if directory is None else directory.identity.boot_no
         disk_id = environment.random.randbytes(16) if directory is None else directory.identity.disk_id
         self._me = Member(config.node_id, disk_id)
+        self._life = environment.random.randbytes(16)
         self._store_mailbox = Mailbox[WriteBatch]("shard_store", capacity=STORE_MAILBOX_CAPACITY)
         self._sessions_mailbox = Mailbox[SessionsMail]("client_sessions", capacity=SESSIONS_MAILBOX_CAPACITY)
         self._election_mailbox = Mailbox[ElectionMail]("election", capacity=ELECTION_MAILBOX_CAPACITY)
@@ -276,6 +277,7 @@ class Node:
             self._peers_address(),
             config.clients_address(self.address[1]),
             tuple(sorted(config.peers)),
+            self._life,
         )
 
     def _peers_address(self) -> str:

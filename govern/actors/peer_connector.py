@@ -46,7 +46,9 @@ from ..model import split_address
 from ..net.frames import FrameReader
 from ..peer_messages import (
     FRAME_BYTES_MAX_PEER,
+    LIFE_REFUSALS,
     ClusterFormed,
+    Member,
     PeerHello,
     PeerRefused,
     Ping,
@@ -151,6 +153,7 @@ class PeerConnector:
         self._up: dict[int, _Channel] = {}
         self._strangers: dict[_Channel, None] = {}  # oldest first
         self._refusals: dict[int, str] = {}
+        self._is_out = False  # `expelled` was heeded
         self._changed = trio.Event()  # somebody may be due to be dialled
         self._links_made = self._received = self._sent = self._dropped = 0
 
@@ -212,6 +215,16 @@ class PeerConnector:
         if channel is not None:
             self._close(channel, f"it broke the protocol: {reason}")
 
+    def set_boots(self, boots: Mapping[Member, int]) -> None:
+        """The highest boot number that is known of each disk. A life with a lower one is refused, and the link that it has ends."""
+        self._peering.set_boots(boots)
+        self._end_outlived()
+
+    @property
+    def expelled(self) -> str:
+        """Why this node has no part in its cluster any more and keeps no links, for people; empty as long as it has one."""
+        return self._peering.expelled
+
     def peers(self) -> Mapping[int, PeerHello]:
         """The nodes that are linked now, and what each said of itself when the link was made."""
         return self._peering.linked()
@@ -251,6 +264,9 @@ class PeerConnector:
             raise
 
     async def _accept(self, stream: trio.abc.HalfCloseableStream) -> None:
+        if self.expelled:
+            await trio.aclose_forcefully(stream)
+            return
         channel = self._open(PeerLink(None, ""), stream)
         self._strangers[channel] = None
         if len(self._strangers) > STRANGERS_MAX:
@@ -377,10 +393,14 @@ class PeerConnector:
         if link.dialled and refusal is not None and refusal.code not in _PASSING:
             assert link.node_id is not None, "who dials knows whom"
             self._refusals[link.node_id] = refusal.text
+        if isinstance(message, PeerHello) and step.refusal is not None and step.refusal.code in LIFE_REFUSALS:
+            self._refusals[message.node_id] = step.refusal.text
+            self._end_outlived()
         if step.refusal is not None:
             self._refuse(channel, step.refusal)
         elif step.failure:
             self._close(channel, step.failure)
+            self._leave_if_expelled()
         elif step.up:
             self._bring_up(channel, step.replaced)
             if not isinstance(message, PeerHello):
@@ -436,7 +456,9 @@ class PeerConnector:
         if isinstance(message, PeerHello):
             raise RemoteProtocolError("a second Hello")
         if isinstance(message, PeerRefused):
+            self._peering.refused(channel.link, message)
             self._close(channel, f"the other side refused it ({message.code}): {message.text}")
+            self._leave_if_expelled()
         elif isinstance(message, ClusterFormed) and not channel.closed:
             assert channel.link.node_id is not None, "a link that is up belongs to a node"
             problem = self._peering.told(channel.link, message.cluster_id)
@@ -456,6 +478,20 @@ class PeerConnector:
         self._deliver(node_id, message)
 
     # --- the end of a link --------------------------------------------------------------------------------------------------
+
+    def _end_outlived(self) -> None:
+        for link in self._peering.outlived():
+            self._close(
+                self._channels[link], "its data directory was rolled back or copied: there was a later or another life of that node"
+            )
+
+    def _leave_if_expelled(self) -> None:
+        """Another node has said that this one is not what it was: end all links, also those that are being made."""
+        if self.expelled and not self._is_out:
+            self._is_out = True
+            _log.error("this node has no part in its cluster any more, and keeps no links: %s", self.expelled)
+            for channel in list(self._channels.values()):
+                self._close(channel, "")
 
     def _close(self, channel: _Channel, reason: str) -> None:
         """Give a link up, now; its task closes the stream. The first reason counts."""

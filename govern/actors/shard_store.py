@@ -89,10 +89,8 @@ class ShardStore:
     # --- loading ------------------------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
-        tail_truncated = False
         if self._directory is not None:
             report = await self._directory.load(self._load_blocks, self._load_records)
-            tail_truncated = report.tail_truncated
             for note in report.notes:
                 _log.warning("%s", note)
             _log.info(
@@ -105,7 +103,7 @@ class ShardStore:
         self._shard.loaded = True
         self.loaded.set()
         await self._tell(Loaded())
-        await self._manager_mailbox.put(StoreLoaded(tail_truncated))
+        await self._manager_mailbox.put(StoreLoaded())
 
     def _load_blocks(self, blocks: Sequence[StoredBlock]) -> None:
         for block in blocks:

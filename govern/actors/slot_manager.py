@@ -20,6 +20,7 @@ G6  A table comes from the own log or, where this node has no part in the log, f
     sees to it).
 G7  A node speaks for itself, and a candidate for those that asked it: a message in the name of another one ends its link, and so does a
     table that is none.
+G8  A node that is out (rule P9 of `core.peering`) asks for no lease, and has none from that moment on.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class SlotManager:
         self._local: deque[Message] = deque()  # G2
         self._linked: dict[int, PeerHello] = {}
         self._clients_port: int | None = None
-        self._loaded: StoreLoaded | None = None
+        self._is_loaded = False
         self._forming: tuple[bytes, tuple[Member, ...]] | None = None
         self._adopting: bytes | None = None
         self._to_write = trio.Event()
@@ -243,7 +244,7 @@ class SlotManager:
             case Formed():
                 self._adopt(self.cluster_id if self._forming is None else self._forming[0])
             case StoreLoaded():
-                self._loaded = mail
+                self._is_loaded = True
             case Listening(_, port):
                 self._clients_port = port
             case MembersChanged() | Confirmed():
@@ -254,7 +255,9 @@ class SlotManager:
                 pass  # the links are looked at in every turn
 
     def _tick(self, now_us: int, boot_us: int) -> None:
-        if self.standing is None and self.bootstrap.has_cluster and self._loaded is not None and self._clients_port is not None:
+        if self._links.expelled:
+            self.standing, self._ownership.lease_until_us = None, 0  # G8
+        elif self.standing is None and self.bootstrap.has_cluster and self._is_loaded and self._clients_port is not None:
             self.standing = Standing(
                 self._myself.member,
                 self._myself.boot_no,
@@ -262,7 +265,6 @@ class SlotManager:
                 peers=self._peers_address(),
                 candidate=self._myself.is_candidate,
                 volatile=self._myself.is_volatile,
-                tail_truncated=self._loaded.tail_truncated,
             )
         if self.controller is not None:
             self.controller.tick(now_us)
@@ -361,6 +363,9 @@ class SlotManager:
             addresses[node_id] = address if known == address else f"{known},{address}"
         addresses.pop(self._myself.node_id, None)
         self._links.set_peers(addresses)
+        boots = {Member(node.node_id, node.disk_id): node.boot_no for node in self._ownership.table.nodes}
+        former = {Member(node_id, disk_id): boot_no for node_id, node in self.meta.nodes.items() for disk_id, boot_no in node.former}
+        self._links.set_boots({**former, **boots})
 
     # --- the log ------------------------------------------------------------------------------------------------------------
 

@@ -15,12 +15,15 @@ smaller one with that next word.
 P1  At most one link to a node is up, and a link is up at most once.
 P2  Only the larger id chooses. It keeps what it has unless the Hello is of another life: a later boot of the disk, or another disk.
 P3  The smaller id follows: what the larger one chose last replaces what was up before.
-P4  An earlier boot of a disk never replaces a later one.
+P4  A life that is not the last one of its disk is refused, and its link ends: one with a lower boot number than the metadata or a former
+    link has told, and both of two lives that bear one number. A disk that was rolled back or copied is not the one that it was.
 P5  A known node without a link is dialled again, for ever: after a pause with full jitter that doubles up to a second.
 P6  Nobody is let in who is of another cluster, speaks no common protocol, bears this node's id, or is not the node that was dialled.
 P7  Nothing that a link brings is acted on before both sides have said that they belong to one cluster. Who found its cluster after its
     Hello says so on every link that it has (B3); who turns out to be of another one has no link from then on.
 P8  Silence is lived silence: a node that was stalled itself does not take that for the silence of others.
+P9  A node that dialled another one and was refused because of its own life has no links any more and makes none: it is out, like one whose
+    disk was lost. Who came in by itself is not believed that, for it may be anybody; all others are asked at once instead.
 
 Known limit: two nodes that bear one id and live on two disks take the link from each other, every few seconds. The log says so.
 """
@@ -36,7 +39,7 @@ import attrs
 
 from ..messages import Message
 from ..model import NODE_ID_MAX
-from ..peer_messages import PEER_PROTOCOL_VERSION_MIN, PeerHello, PeerRefused
+from ..peer_messages import LIFE_REFUSALS, PEER_PROTOCOL_VERSION_MIN, Member, PeerHello, PeerRefused
 
 PATIENCE_SECONDS: Final = 2.0
 """The smaller id dials after so long without a link: by then a larger one that knows the address has come, unless it cannot."""
@@ -113,6 +116,8 @@ class _Peer:
 
     address: str = ""  # one, or several separated by commas; empty: it is not dialled
     up: PeerLink | None = None
+    last: PeerHello | None = None  # of the last link that was up
+    is_double: bool = False  # there were two lives with the boot number of `last`
     dial: PeerLink | None = None  # under way, not yet up
     failures: int = 0  # in a row
     retry_at: float = 0.0
@@ -123,8 +128,11 @@ class Peering:
     """The links of one node; times are seconds of any clock that does not go back."""
 
     def __init__(self, random: Chance) -> None:
+        self.expelled = ""
+        """Why this node has no part in its cluster any more, for people (P9)."""
         self._random = random
         self._peers: dict[int, _Peer] = {}
+        self._boots: Mapping[Member, int] = {}
 
     def __repr__(self) -> str:
         return f"<Peering up={sorted(self.linked())} known={sorted(self._peers)}>"
@@ -150,6 +158,8 @@ class Peering:
     def take_due(self, me: int, now: float) -> list[PeerLink]:
         """The links to dial now. Each is under way until it is up or `end`."""
         due: list[PeerLink] = []
+        if self.expelled:
+            return due
         for node_id, peer in self._peers.items():
             if self._due_at(me, node_id, peer) <= now:
                 addresses = peer.address.split(",")
@@ -159,6 +169,8 @@ class Peering:
 
     def next_due(self, me: int) -> float:
         """When there is somebody to dial, `math.inf` if never."""
+        if self.expelled:
+            return math.inf
         return min((self._due_at(me, node_id, peer) for node_id, peer in self._peers.items()), default=math.inf)
 
     @staticmethod
@@ -173,12 +185,13 @@ class Peering:
         """A message on a link that is not up. When the link is up afterwards and this was no Hello, it is the first word of the other side
         and may say something. The side that dialled says its own Hello now, if the step is no refusal and no failure."""
         if isinstance(message, PeerRefused):
+            self.refused(link, message)
             return Step(failure=f"the other side refused it ({message.code}): {message.text}")
         if link.phase is Phase.OFFERED and not isinstance(message, PeerHello):
             return self._take_choice(link, now)
         if link.phase is not Phase.GREETING or not isinstance(message, PeerHello):
             return Step(failure=f"it broke the protocol: {type(message).__name__} during the handshake")
-        refusal = judge(mine, message, link.node_id) or self._judge_life(mine, message)
+        refusal = judge(mine, message, link.node_id) or self._judge_boot(message) or self._judge_life(mine, message)
         if refusal is not None:
             return Step(refusal)
         link.node_id, link.hello = message.node_id, message
@@ -200,6 +213,27 @@ class Peering:
         link.hello = attrs.evolve(link.hello, cluster_id=cluster_id)
         return None
 
+    def _judge_boot(self, other: PeerHello) -> PeerRefused | None:
+        """Whether this is not the last life of its disk (P4)."""
+        node_id, peer = other.node_id, self._peers.get(other.node_id)
+        last = None if peer is None or peer.last is None or peer.last.disk_id != other.disk_id else peer.last
+        known = max(self._boots.get(Member(node_id, other.disk_id), 0), 0 if last is None else last.boot_no)
+        if other.boot_no < known:
+            return PeerRefused(
+                "rolled_back",
+                f"node {node_id} says that this is its start number {other.boot_no}, but number {known} was here before: its data "
+                f"directory was rolled back; start it with an empty one, then: govern members remove {node_id} and add {node_id} for a "
+                f"candidate, govern reset {node_id} for what was in its slots",
+            )
+        if peer is not None and last is not None and other.boot_no == last.boot_no and (peer.is_double or other.life != last.life):
+            peer.is_double = True
+            return PeerRefused(
+                "cloned",
+                f"two processes call themselves start number {other.boot_no} of node {node_id}: its data directory was copied or rolled "
+                f"back; stop both, start the right one again, and the other one only with an empty directory and an id of its own",
+            )
+        return None
+
     def _judge_life(self, mine: PeerHello, other: PeerHello) -> PeerRefused | None:
         peer = self._peers.get(other.node_id)
         if peer is None:
@@ -212,8 +246,6 @@ class Peering:
         now_up = peer.up.hello
         if now_up.disk_id != other.disk_id:
             return None
-        if other.boot_no < now_up.boot_no:  # P4
-            return PeerRefused("duplicate", f"node {other.node_id} has a link that is of its later boot {now_up.boot_no}")
         if other.boot_no == now_up.boot_no and self.chooses(mine, other):  # P2
             return PeerRefused("duplicate", f"node {other.node_id} has a link already")
         return None
@@ -222,15 +254,14 @@ class Peering:
         """The larger id said something behind its Hello: this link is the one (P3), unless a later life of it is here already."""
         assert link.node_id is not None, "a link that was offered was greeted"
         assert link.hello is not None, "a link that was offered was greeted"
-        peer = self._peers.get(link.node_id)
-        up = None if peer is None else peer.up
-        if up is not None and up.hello is not None and up.hello.disk_id == link.hello.disk_id and up.hello.boot_no > link.hello.boot_no:
-            return Step(failure="a later life of that node has come meanwhile")  # P4
+        if self._judge_boot(link.hello) is not None:
+            return Step(failure="another life of that node has come meanwhile")  # P4
         return self._bring_up(link, now)
 
     def _bring_up(self, link: PeerLink, now: float) -> Step:
         assert link.node_id is not None, "only who was greeted can be up"
         peer = self._peers.setdefault(link.node_id, _Peer())
+        peer.last, peer.is_double = link.hello, False
         replaced = peer.up
         if replaced is not None:
             replaced.phase = Phase.OVER
@@ -263,6 +294,26 @@ class Peering:
         peer = self._peers[node_id]
         if not peer.address and peer.up is None and peer.dial is None:
             del self._peers[node_id]
+
+    # --- lives --------------------------------------------------------------------------------------------------------------
+
+    def set_boots(self, boots: Mapping[Member, int]) -> None:
+        """The highest boot number of each disk, as the metadata has it. Links may be `outlived` now."""
+        self._boots = boots
+
+    def refused(self, link: PeerLink, message: PeerRefused) -> None:
+        """The other side refused a link, in its handshake or behind it. When that is because of the life of this node, it is out (P9)."""
+        if message.code in LIFE_REFUSALS and link.dialled:
+            self.expelled = message.text
+        elif message.code in LIFE_REFUSALS:
+            for peer in self._peers.values():
+                peer.alone_since = -math.inf
+
+    def outlived(self) -> list[PeerLink]:
+        """Links that are up and whose other side would not be let in any more (P4); all of them, when this node itself is out (P9)."""
+        return [
+            link for _, link in self._links_up() if self.expelled or (link.hello is not None and self._judge_boot(link.hello) is not None)
+        ]
 
     # --- what is up ---------------------------------------------------------------------------------------------------------
 

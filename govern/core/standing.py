@@ -52,9 +52,7 @@ class Health:
 class Standing:
     """One life of a node, as it stands with the controller."""
 
-    def __init__(
-        self, me: Member, boot_no: int, *, clients: str, peers: str, candidate: bool, volatile: bool, tail_truncated: bool = False
-    ) -> None:
+    def __init__(self, me: Member, boot_no: int, *, clients: str, peers: str, candidate: bool, volatile: bool) -> None:
         self.me = me
         self.boot_no = boot_no
         self.is_registered = False
@@ -65,7 +63,7 @@ class Standing:
         """The newest table version that an answer spoke of."""
         self.controller: int | None = None
         """Who answered as the controller last."""
-        self._register = NodeRegister(me.node_id, me.disk_id, boot_no, 0, clients, peers, candidate, volatile, tail_truncated)
+        self._register = NodeRegister(me.node_id, me.disk_id, boot_no, 0, clients, peers, candidate, volatile)
         self._order: tuple[int, ...] = ()
         self._leader: int | None = None
         self._target: int | None = None

@@ -41,7 +41,6 @@ class LoadReport:
 
     blocks: int
     records: int
-    tail_truncated: bool
     notes: tuple[str, ...]
 
 
@@ -122,7 +121,7 @@ class DataDirectory:
         self._loaded = True
         self._bytes_at_snapshot = -read_bytes
         notes = (*self._snapshots.notes, *log.reader.notes)
-        return LoadReport(blocks=blocks, records=log.reader.records, tail_truncated=log.reader.tail_truncated, notes=notes)
+        return LoadReport(blocks=blocks, records=log.reader.records, notes=notes)
 
     async def _check_beginning(self, reader: SnapshotReader | None) -> None:
         """Without a good snapshot everything must be in the log, from its first segment on."""
@@ -231,6 +230,14 @@ async def _write_identity(storage: Storage, identity: Identity) -> None:
         await file.close()
     await storage.rename(IDENTITY_NEW_NAME, IDENTITY_NAME)
     await storage.sync_directory()
+
+
+async def skip_boots(storage: Storage, identity: Identity, count: int) -> None:
+    """Let the starts of a locked directory count on behind a gap, durably: the next one is later than any that others may know of.
+
+    Raises `NoSpace`: then everything is as before. Raises `StorageFailed`.
+    """
+    await _write_identity(storage, identity._replace(boot_no=identity.boot_no + count))
 
 
 @asynccontextmanager

@@ -11,8 +11,10 @@ V1  The next index and the next term are larger than any that the lost cluster c
     numbers, not for the world: lost candidates that together are a majority of the old membership still elect a controller of their own,
     of the same cluster id, for whoever reaches only them. So each of them must be wiped before it can reach the recovered candidate or
     its nodes again; the report says so.
-V2  The identity stays: cluster, disk and data of the slots are the same; every node registers anew and gets new terms for its slots.
-V3  It takes effect with one rename. Interrupted before, the candidate starts as it was, or does not start at all, and it is run again.
+V2  The identity stays: cluster, disk and data of the slots are the same; every node registers anew and gets new terms for its slots. Only
+    the boot number jumps likewise: a directory that comes from a backup would not be let in by nodes that knew a later start of it.
+V3  It takes effect with one rename. Interrupted before, the candidate starts as it was, or does not start at all, and it is run again. The
+    boot number jumps behind that: a candidate that was rolled back never looks newer than it is while it has its old log.
 V4  Nothing is believed that is not proven by checksums; what cannot be proven is named. Nothing is deleted.
 """
 
@@ -25,7 +27,7 @@ import attrs
 
 from ..errors import Corrupt, StorageError
 from ..peer_messages import Member
-from .directory import read_identity
+from .directory import read_identity, skip_boots
 from .format import NO_CLUSTER, SEGMENT_HEADER_BYTES, FormatError, Identity, Position
 from .log import Log, make_segment
 from .prefix import RAFT_PREFIX, PrefixedStorage
@@ -92,7 +94,9 @@ async def force_new_cluster(storage: Storage, *, node_id: int, fold: Fold, segme
         identity = await read_identity(storage)
         if identity is None or identity.cluster_id == NO_CLUSTER:
             raise StorageError(f"{storage.name} belongs to no cluster: recover from the data directory of a candidate")
-        return await _Recovery(PrefixedStorage(storage, RAFT_PREFIX), identity, segment_bytes).run(node_id, fold)
+        report = await _Recovery(PrefixedStorage(storage, RAFT_PREFIX), identity, segment_bytes).run(node_id, fold)
+        await skip_boots(storage, identity, INDEX_JUMP)  # V2
+        return report
     finally:
         await storage.unlock()
 

@@ -175,6 +175,45 @@ def test_a_killed_process_is_noticed_at_once_and_its_next_life_is_linked() -> No
     run(scenario)
 
 
+def test_a_life_that_is_not_the_last_one_has_no_links() -> None:
+    """Node 2 starts with a number that was there before: every other node refuses it and says why, and it gives up, whoever dials it."""
+
+    async def scenario(town: Town) -> None:
+        one, _, three = await town.form(1, 2, 3)
+        await town.kill(2)
+        await town.start(2, boot_no=5)
+        await town.wait_linked()
+        await town.kill(2)
+        old = await town.start(2, boot_no=4)
+        began = trio.current_time()
+        await trio.sleep(1)
+        assert "number 4, but number 5 was here before" in old.connector.expelled
+        assert one.connector.refusals()[2] == old.connector.expelled
+        await trio.sleep(10)
+        assert (old.up, one.up, three.up) == ([], [3], [1])
+        assert all(told.at < began + 1 for told in old.journal), "a link was made later"
+        await town.kill(2)
+        await town.start(2, boot_no=6)
+        await town.wait_linked()
+        assert 2 not in one.connector.refusals()
+
+    run(scenario)
+
+
+def test_a_link_ends_when_a_later_life_becomes_known() -> None:
+    """The metadata may know of it before any link does."""
+
+    async def scenario(town: Town) -> None:
+        one, two, three = await town.form(1, 2, 3)
+        one.connector.set_boots({Member(2, two.hello.disk_id): 2, Member(3, three.hello.disk_id): 1})
+        assert one.up == [3]
+        await trio.sleep(3)
+        assert "number 1, but number 2 was here before" in two.connector.expelled
+        assert (one.up, two.up, three.up) == ([3], [], [1])
+
+    run(scenario)
+
+
 def test_an_orderly_stop_ends_all_links_and_the_connector_may_run_again() -> None:
     """Cancelling tells both sides of each link once; a second run takes the same port and is linked again."""
 

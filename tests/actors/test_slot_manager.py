@@ -65,6 +65,13 @@ class NoLinks:
     def set_peers(self, addresses: Mapping[int, str]) -> None:
         pass
 
+    def set_boots(self, boots: Mapping[Member, int]) -> None:
+        pass
+
+    @property
+    def expelled(self) -> str:
+        return ""
+
     def recheck(self) -> None:
         pass
 
@@ -162,7 +169,7 @@ async def test_what_found_no_room_in_the_log_is_proposed_again(autojump_clock: M
         await nursery.start(lambda task_status: rig.manager.run(task_status=task_status))
         rig.mailbox.post(Led(7, ME, True, None))
         await rig.wants()
-        rig.manager.deliver(1, NodeRegister(1, ME.disk_id, 3, 1, "c", "p", True, False, False))
+        rig.manager.deliver(1, NodeRegister(1, ME.disk_id, 3, 1, "c", "p", True, False))
         rig.mailbox.post(Led(7, ME, True, None))
         (mail,) = await rig.wants()
         assert isinstance(mail, Propose)

@@ -90,7 +90,7 @@ class Leadership:
         return done
 
     def register(self, node_id: int, boot_no: int = 1, number: int = 1, **changes: Any) -> None:
-        message = NodeRegister(node_id, disk(node_id, number), boot_no, 2, f"c{node_id}", f"p{node_id}", True, False, False)
+        message = NodeRegister(node_id, disk(node_id, number), boot_no, 2, f"c{node_id}", f"p{node_id}", True, False)
         self.controller.register(attrs.evolve(message, **changes), self.now)
 
     def beat(self, node_id: int, boot_no: int = 1, number: int = 1, proved: int | None = 0, unsynced_ms: int = 0) -> NodeHeartbeatOk | None:

@@ -21,11 +21,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from govern.core import peering
 from govern.core.peering import Complaints, Peering, PeerLink, Phase, Silence, Step, is_of_one_cluster, judge, judge_cluster
 from govern.messages import Message
-from govern.peer_messages import PEER_PROTOCOL_VERSION, ClusterFormed, PeerHello, PeerRefused, Ping
+from govern.peer_messages import PEER_PROTOCOL_VERSION, ClusterFormed, Member, PeerHello, PeerRefused, Ping
 
 BLUE: Final = b"the blue cluster"
 RED: Final = b"the red cluster!"
 PATIENCE: Final = peering.PATIENCE_SECONDS
+ROLLED_BACK: Final = (
+    "node 2 says that this is its start number 5, but number 6 was here before: its data directory was rolled back; start it with an empty "
+    "one, then: govern members remove 2 and add 2 for a candidate, govern reset 2 for what was in its slots"
+)
 
 
 def hello_of(node_id: int, *, boot_no: int = 1, disk: int | None = None, cluster_id: bytes = b"", protocol: int = 1) -> PeerHello:
@@ -224,7 +228,7 @@ def test_a_later_life_replaces_an_earlier_one_and_never_the_other_way_round(me: 
     assert (old.phase, node.peering.linked()) == (Phase.OVER, {2: hello_of(2, boot_no=6)})
     step = node.hear(PeerLink(None, ""), hello_of(2, boot_no=5))
     assert step.refusal is not None
-    assert step.refusal.code == "duplicate"
+    assert (step.refusal.code, step.refusal.text) == ("rolled_back", ROLLED_BACK)
     assert new.phase is Phase.UP
     node.link_up(hello_of(2, boot_no=1, disk=77))
     assert (new.phase, node.peering.linked()) == (Phase.OVER, {2: hello_of(2, boot_no=1, disk=77)})
@@ -237,7 +241,85 @@ def test_the_choice_of_an_earlier_life_that_comes_late_is_not_followed() -> None
     node.hear(old, hello_of(2, boot_no=5))
     node.hear(new, hello_of(2, boot_no=6))
     assert node.hear(new, Ping()).up
-    assert "later life" in node.hear(old, Ping()).failure
+    assert "another life" in node.hear(old, Ping()).failure
+
+
+def test_a_boot_number_below_the_one_of_the_metadata_is_refused() -> None:
+    """Also where no link ever was; a link that is up ends, and the highest number counts, wherever it was learned."""
+    node = One(3)
+    link = node.link_up(hello_of(2, boot_no=5))
+    assert node.peering.outlived() == []
+    node.peering.set_boots({Member(2, hello_of(2).disk_id): 5, Member(1, hello_of(1).disk_id): 7})
+    assert node.peering.outlived() == []
+    node.peering.set_boots({Member(2, hello_of(2).disk_id): 6, Member(1, hello_of(1).disk_id): 7})
+    assert node.peering.outlived() == [link]
+    step = node.hear(PeerLink(None, ""), hello_of(1, boot_no=6))
+    assert step.refusal is not None
+    assert step.refusal.code == "rolled_back"
+    assert node.hear(PeerLink(None, ""), hello_of(1, boot_no=7)).up
+    assert node.hear(PeerLink(None, ""), hello_of(1, boot_no=1, disk=99)).up, "another disk is another story"
+
+
+def test_the_number_that_a_former_link_told_is_remembered() -> None:
+    """As long as the node is known; a stranger's is forgotten with its link."""
+    for is_known in (True, False):
+        node = One(3)
+        if is_known:
+            node.know(2)
+        node.end(node.link_up(hello_of(2, boot_no=5)))
+        step = node.hear(PeerLink(None, ""), hello_of(2, boot_no=4))
+        assert (step.refusal is not None) == is_known
+
+
+@pytest.mark.parametrize("me", [1, 3])
+def test_two_lives_with_one_number_are_both_refused(me: int) -> None:
+    """And the next start of either is let in again. A second link of the same life is not a second life."""
+    node = One(me)
+    node.know(2)
+    first = node.link_up(attrs.evolve(hello_of(2, boot_no=5), life=b"one life".ljust(16)))
+    assert node.peering.outlived() == []
+    step = node.hear(PeerLink(None, ""), attrs.evolve(hello_of(2, boot_no=5), life=b"another".ljust(16)))
+    assert step.refusal is not None
+    assert step.refusal.code == "cloned"
+    assert node.peering.outlived() == [first]
+    node.end(first)
+    again = node.hear(PeerLink(None, ""), attrs.evolve(hello_of(2, boot_no=5), life=b"one life".ljust(16)))
+    assert again.refusal is not None
+    assert again.refusal.code == "cloned"
+    node.link_up(attrs.evolve(hello_of(2, boot_no=6), life=b"the next".ljust(16)))
+    assert node.peering.outlived() == []
+
+
+@pytest.mark.parametrize("code", ["rolled_back", "cloned"])
+def test_who_is_refused_for_its_life_where_it_dialled_is_out(code: str) -> None:
+    """In the handshake or behind it: nobody is dialled any more, and every link ends."""
+    for is_up in (False, True):
+        node = One(3)
+        node.know(1, 2)
+        up = node.link_up(hello_of(2))
+        (link,) = node.dial()
+        refusal = PeerRefused(code, "there was a later one")
+        if is_up:
+            node.link_up(hello_of(1), link)
+            node.peering.refused(link, refusal)
+        else:
+            assert node.hear(link, refusal).failure
+        assert node.peering.expelled == "there was a later one"
+        assert node.peering.outlived() == ([link, up] if is_up else [up])
+        for each in (up, link):
+            node.end(each)
+        assert (node.dial(), node.peering.next_due(3)) == ([], math.inf)
+
+
+def test_a_stranger_is_not_believed_that_this_node_was_rolled_back() -> None:
+    """It could be anybody. The nodes that are known are asked at once, also by the smaller id; another refusal says nothing of a life."""
+    node = One(1)
+    node.know(2, 3)
+    assert node.hear(PeerLink(None, ""), PeerRefused("overloaded", "no room")).failure
+    assert node.dial() == []
+    assert node.hear(PeerLink(None, ""), PeerRefused("rolled_back", "there was a later one")).failure
+    assert node.peering.expelled == ""
+    assert [link.node_id for link in node.dial()] == [2, 3]
 
 
 @pytest.mark.parametrize(

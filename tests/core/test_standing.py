@@ -18,7 +18,7 @@ S = 1_000_000
 
 
 def make(candidates: tuple[int, ...] = (1, 2, 3), leader: int | None = None) -> Standing:
-    standing = Standing(ME, 7, clients="c:1", peers="p:1", candidate=False, volatile=True, tail_truncated=True)
+    standing = Standing(ME, 7, clients="c:1", peers="p:1", candidate=False, volatile=True)
     standing.candidates(candidates, leader, 0)
     return standing
 
@@ -56,7 +56,7 @@ def leased() -> Standing:
 def test_it_registers_through_a_candidate_until_it_is_answered() -> None:
     """The message says everything about this life; the first heartbeat follows the answer at once."""
     standing = make()
-    assert sent(standing, 0) == [(1, NodeRegister(*LIFE, 1, "c:1", "p:1", False, True, True))]
+    assert sent(standing, 0) == [(1, NodeRegister(*LIFE, 1, "c:1", "p:1", False, True))]
     assert sent(standing, REGISTER_US - 1) == []
     assert standing.deadline_us == REGISTER_US
     assert [to for to, _ in sent(standing, REGISTER_US)] == [1]

@@ -129,6 +129,11 @@ def a_wiped_disk_keeps_its_name(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Identity, "next_boot", lambda self: next_boot(self)._replace(disk_id=f"{process.get():<16}".encode()))
 
 
+def a_rolled_back_disk_keeps_its_vote(patch: pytest.MonkeyPatch) -> None:
+    """A life with a boot number that was there before is let in."""
+    patch.setattr(Peering, "_judge_boot", lambda self, other: None)
+
+
 def vote_not_persisted(patch: pytest.MonkeyPatch) -> None:
     write = MetadataLog.write
 
@@ -323,6 +328,26 @@ async def a_disk_is_lost(stage: Stage) -> None:
     await trio.sleep(3)
 
 
+async def a_disk_is_put_back(stage: Stage) -> None:
+    """To an image from before its last starts, of which both other nodes know; then one of the two is needed for a majority."""
+    controller = stage.controller
+    name = stage.others(controller)[0]
+    disk = stage.world.machines[name].disk
+    assert disk is not None
+    image = disk.image()
+    for _ in range(3):
+        await stage.cluster.crash(name)
+        await stage.cluster.restart(name)
+        await trio.sleep(1)
+    stage.consensus.put_back(name, stage.node(name)._me)
+    await stage.cluster.crash(name)
+    stage.world.roll_back(image, name)
+    await stage.cluster.restart(name)
+    await trio.sleep(1)
+    await stage.cluster.kill(controller)
+    await trio.sleep(4)
+
+
 async def controllers_are_killed(stage: Stage) -> None:
     """And whoever has just voted loses its power, in the middle of everything."""
     for _ in range(3):
@@ -458,6 +483,7 @@ MUTANTS = (
     Mutant(stale_table_accepted, one_node_after_the_other_restarts, 3, short=True),
     Mutant(boot_number_not_durable, one_node_restarts_often, 1, short=True),
     Mutant(a_wiped_disk_keeps_its_name, a_disk_is_lost, 1),
+    Mutant(a_rolled_back_disk_keeps_its_vote, a_disk_is_put_back, 1, short=True),
     Mutant(vote_not_persisted, controllers_are_killed, 1),
     Mutant(votes_in_advance, disks_are_slow, 4),
     Mutant(sent_before_it_is_written, disks_are_slow, 1, short=True),

@@ -26,6 +26,7 @@ from .checkers.shadow import Shadow
 from .columns import Columns
 from .operators import Operators, controller_of
 from .options import CLIENT_FAULTS, LATER_NODE_FAULTS, NETWORK_FAULTS, NODE_FAULTS, Options
+from .rot import all_know_better, proven_places, with_the_past_of
 from .workload import Workload
 
 RETRY_SECONDS = 0.5
@@ -33,6 +34,7 @@ DYING_SECONDS_MAX = 7.0
 FREE_BYTES_WHEN_FULL = 600
 FLAP_SECONDS = 2.0
 SLEEP_SECONDS_MAX = 60.0
+KNOWN_SECONDS_MAX = 10.0
 
 
 class Nemesis:
@@ -97,6 +99,8 @@ class Nemesis:
             "majority down": self._majority_down,
             "everything restarted": self._everything_restarted,
             "wiped": self._wiped,
+            "put back": self._put_back,
+            "rotten": self._rotten,
             "nodes cut": self._nodes_cut,
             "nodes slow": self._nodes_slow,
             "nodes one way": self._nodes_one_way,
@@ -392,20 +396,27 @@ class Nemesis:
             await self._bring_back(*names)
 
     async def _wiped(self, chance: random.Random) -> None:
-        """A node loses its disk, and operators do what is to be done; one at a time, and never so that no majority is left. Not
-        while the cluster is being formed: for a moment the first candidate alone has its log."""
-        async with self._operators.at_work:
-            await self._lose_a_disk(chance)
+        """A node loses its disk, and operators do what is to be done."""
+        await self._damage(chance, self._nodes, self._world.crash)
 
-    async def _lose_a_disk(self, chance: random.Random) -> None:
-        free = [name for name in self._nodes if name not in self._busy and self._can_be_lost(name)]
+    async def _damage(self, chance: random.Random, names: Sequence[str], damage: Callable[[str], Awaitable[None]]) -> None:
+        """Do that to one of these nodes. What is down afterwards is of no use any more: its disk is emptied, and operators replace it.
+        One at a time, and never so that no majority is left. Not while the cluster is being formed: for a moment the first candidate alone
+        has its log."""
+        async with self._operators.at_work:
+            await self._damage_one(chance, names, damage)
+
+    async def _damage_one(self, chance: random.Random, names: Sequence[str], damage: Callable[[str], Awaitable[None]]) -> None:
+        free = [name for name in names if name not in self._busy and self._can_be_lost(name)]
         if not free or not self._may_wipe or not self._consensus.committed:
             await trio.lowlevel.checkpoint()
             return
         name = chance.choice(free)
         with self._occupy(name):
+            await damage(name)
+            if self._world.machines[name].running:
+                return
             self._columns.add(name, "! its disk is lost")
-            await self._world.crash(name)
             self._shadow.wiped(name)
             self._consensus.wiped(name)
             self._world.wipe(name)
@@ -419,9 +430,59 @@ class Nemesis:
         membership = self._consensus.membership
         return list(self._options.candidate_names) if membership is None else machines_of(membership)
 
+    def _may_vote(self, name: str) -> bool:
+        """Whether it is, or may become, one of those who vote."""
+        return any(name in machines_of(membership) for membership in self._consensus.possible_memberships())
+
     def _can_be_lost(self, name: str) -> bool:
         """Whether a majority is left without this disk, whatever becomes of changes that are on their way."""
         return all(name not in voters or len(voters) > 2 for voters in map(machines_of, self._consensus.possible_memberships()))
+
+    async def _put_back(self, chance: random.Random) -> None:
+        """What a candidate has of the metadata log is that of some starts ago, and its table and boot number with it; only while all other
+        candidates run and know of the later starts, for else nobody could notice. It is out until its disk is emptied."""
+
+        async def put_back(name: str) -> None:
+            image = self._disk(name).image()
+            for _ in range(2):
+                await self._world.crash(name)
+                await self._bring_back(name)
+            node = self._world.machines[name].node
+            others = [self._world.machines[other] for other in self._nodes if other != name and self._may_vote(other)]
+            with trio.move_on_after(KNOWN_SECONDS_MAX) as patience:
+                while node is not None and not all_know_better([other.node for other in others], node, image):
+                    await trio.sleep(RETRY_SECONDS)
+            if node is None or patience.cancelled_caught:
+                await self._bring_back(name)
+                return
+            await self._world.crash(name)
+            self._columns.add(name, "! it is put back")
+            self._consensus.put_back(name, node._me)
+            self._world.roll_back(with_the_past_of(image, self._disk(name).image()), name)
+            await self._bring_back(name)
+            await self._last(chance)
+            await self._world.crash(name)
+
+        await self._damage(chance, self._voters, put_back)
+
+    async def _rotten(self, chance: random.Random) -> None:
+        """A bit of the metadata log of a candidate flips, where it is proven: it does not start, or has no need of that place any more."""
+
+        async def rot(name: str) -> None:
+            await self._world.crash(name)
+            places = proven_places(self._disk(name))
+            if not places:
+                await self._bring_back(name)
+                return
+            file, first, end = chance.choice(places)
+            self._columns.add(name, f"! a bit flips in {file}")
+            self._disk(name).flip(file, chance.randrange(first, end), 1 << chance.randrange(8))
+            try:
+                await self._world.start(name, **self._keys[name])
+            except GovernError as error:
+                self._columns.add(name, f"* cannot start: {error}")
+
+        await self._damage(chance, self._voters, rot)
 
     def _two_nodes(self, chance: random.Random) -> list[str]:
         voters = self._voters

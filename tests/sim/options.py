@@ -27,7 +27,7 @@ CLUSTER_FAULTS: tuple[str, ...] = (
     *("majority down", "everything restarted", "wiped", "nodes cut", "nodes slow", "nodes one way", "split", "line", "flapping"),
 )
 LATER_NODE_FAULTS: tuple[str, ...] = ("sleeps",)
-LATER_CLUSTER_FAULTS: tuple[str, ...] = ("controller sleeps",)
+LATER_CLUSTER_FAULTS: tuple[str, ...] = ("controller sleeps", "put back", "rotten")
 """Drawn apart, so that a seed keeps what it had before there were these."""
 BOOT_SECONDS_MAX = 400 * 24 * 3600.0
 WALL_SECONDS_MAX = 24 * 3600.0

@@ -210,6 +210,30 @@ def a_wiped_disk_votes(bench: Bench) -> None:
     bench.consensus.leads("node1", leading(A, A, B))
 
 
+def a_disk_that_was_put_back_writes(bench: Bench) -> None:
+    bench.consensus.writes("node1", core(A), None)
+    bench.consensus.put_back("node1", A)
+    bench.consensus.writes("node1", core(A), None)
+    assert not bench.seen, "a process that runs on it is no part of the cluster yet"
+    bench.consensus.writes("node1", core(A), Write(None, (entry(2, 1),), None))
+
+
+def a_disk_that_was_put_back_counts(bench: Bench) -> None:
+    bench.consensus.writes("node2", core(B), None)
+    bench.consensus.put_back("node2", B)
+    for member in (A, B):
+        bench.write(member, entry(2, 1))
+    bench.consensus.hands_out("node1", core(A), [entry(2, 1)])
+
+
+def a_disk_that_was_put_back_votes(bench: Bench) -> None:
+    bench.consensus.writes("node2", core(B), None)
+    bench.consensus.put_back("node2", B)
+    for voter in (A, B):
+        bench.vote(voter, 2, A)
+    bench.consensus.leads("node1", leading(A, A, B))
+
+
 def joined(member: Member, boot_no: int = 1) -> NodeJoined:
     return NodeJoined(member.node_id, member.disk_id, boot_no, "h:1", "h:2", True, False)
 
@@ -364,6 +388,9 @@ BROKEN: tuple[tuple[str, Callable[[Bench], None]], ...] = (
     ("9", a_wiped_disk_writes),
     ("5", a_wiped_disk_counts),
     ("9", a_wiped_disk_votes),
+    ("9", a_disk_that_was_put_back_writes),
+    ("5", a_disk_that_was_put_back_counts),
+    ("9", a_disk_that_was_put_back_votes),
     ("10", two_owners_in_one_term),
     ("10", two_writers_in_one_term),
     ("11", a_term_that_does_not_grow),

@@ -101,7 +101,7 @@ def examples(me: Member, to: Member, target: Node, term: int) -> list[Message]:
         InstallSnapshot(to, me, 1, 9, 1, (me,), (), 0, True, 1, b"no state"),
         SnapshotAnswer(to, me, term, 1, 1, 1),
         TimeoutNow(to, me, term),
-        NodeRegister(*life, controller, "stranger:2", "stranger:1", False, False, False),
+        NodeRegister(*life, controller, "stranger:2", "stranger:1", False, False),
         NodeRegistered(to.node_id, to.disk_id, 1, me.node_id, 9, ""),
         NodeHeartbeat(*life, controller, 1, 1, 0, 0, 0, 0),
         NodeHeartbeatOk(to.node_id, to.disk_id, 1, me.node_id, 1, HEARTBEAT_LEASED, 4000, 9, me.node_id),
@@ -262,8 +262,8 @@ async def test_nobody_speaks_in_the_name_of_another_node(autojump_clock: MockClo
         victim = next(row for row in node._ownership.table.nodes if row.node_id != node._me.node_id)
         life = (victim.node_id, victim.disk_id, victim.boot_no + 9)
         for message in (
-            NodeRegister(*life, node._me.node_id, "s:1", "s:2", True, False, False),
-            NodeRegister(*life, victim.node_id, "s:1", "s:2", True, False, False),
+            NodeRegister(*life, node._me.node_id, "s:1", "s:2", True, False),
+            NodeRegister(*life, victim.node_id, "s:1", "s:2", True, False),
             NodeHeartbeat(*life, node._me.node_id, 1, 1, 0, 0, 0, 0),
             NodeRegistered(victim.node_id, victim.disk_id, 1, victim.node_id, 9, ""),
             AskController(victim.node_id, 1, "members.remove", victim.node_id, {}),

@@ -32,7 +32,7 @@ class Loaded:
         self.blocks: dict[int, Block] = {}
         self.records: list[Record] = []
         self.calls: list[int] = []
-        self.report = LoadReport(blocks=0, records=0, tail_truncated=False, notes=())
+        self.report = LoadReport(blocks=0, records=0, notes=())
 
     def on_blocks(self, blocks: Sequence[Block]) -> None:
         self.calls.append(len(blocks))

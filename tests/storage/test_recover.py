@@ -100,6 +100,16 @@ async def test_numbers_never_go_back_however_often_it_is_done() -> None:
         index, term = report.index, saved.hard.term + 1
 
 
+async def test_the_next_start_is_later_than_any_that_others_may_know() -> None:
+    """Nodes of the lost cluster refuse a directory whose boot number is lower than one that they know."""
+    storage = await candidate(begun(), entries(9, 12))
+    before = await read_identity(storage)
+    await recover(storage)
+    after = await read_identity(storage.crash())
+    assert before is not None
+    assert after == before._replace(boot_no=before.boot_no + JUMP)
+
+
 async def test_what_is_damaged_is_left_behind_and_named() -> None:
     """The candidate would not start; the entries before the damage are kept, the term is still larger than any before."""
     storage = await candidate(begun(), entries(9, 40))

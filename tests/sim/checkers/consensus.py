@@ -11,7 +11,8 @@ T5  The commit index of a life does not go back, and what is committed is on the
 T6  At most one change of the voters is not committed; two consecutive committed memberships differ by one voter at most.
 T7  No vote, and no word of having an entry, leaves a candidate before it is on its disk; nor does a term.
 T8  The metadata states of any two candidates after the same record are the same bytes.
-T9  A disk that was wiped neither votes nor counts any more under its old name.
+T9  A disk that was wiped neither votes nor counts any more under its old name; nor does one that was put back to an earlier image, if a
+    node that runs knew better.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Consensus:
         self._disks: dict[str, CandidateDisk] = {}
         self._entries: dict[tuple[int, int], tuple[Entry, int | None]] = {}  # (index, term) -> the entry, the term before it
         self._wiped: dict[Member, None] = {}
+        self._put_back: dict[Member, None] = {}
         self._commits: dict[tuple[str, int], int] = {}  # life of a machine -> commit index
         self._states: dict[int, bytes] = {}
         self._memberships: dict[int, Membership] = {}
@@ -112,6 +114,15 @@ class Consensus:
         entries = [entry for (index, _), (entry, _) in self._entries.items() if index > last and entry.kind == VOTERS]
         known = [] if self.membership is None else [self.membership]
         return known + [Membership.unpack(entry.data) for entry in entries]
+
+    def put_back(self, machine: str, member: Member) -> None:
+        """The disk of this machine is an earlier image of itself from now on. It bears the name of the voter that it was, and is not it."""
+        self._disks.pop(machine, None)
+        self._put_back[member] = None
+
+    def is_put_back(self, member: Member) -> bool:
+        """Whether that is, or was until it was replaced, a disk of the past."""
+        return member in self._put_back
 
     def watch(self) -> AbstractContextManager[None]:
         """Look at every candidate for the length of a run."""
@@ -158,6 +169,8 @@ class Consensus:
         disk.member = core.me
         if core.me in self._wiped:
             self._report(Violation(f"9: {machine} takes part as {core.me}, whose disk was wiped"))
+        if core.me in self._put_back and write is not None:
+            self._report(Violation(f"9: {machine} takes part as {core.me}, whose disk was put back: it writes {write}"))
         for entry in () if write is None else write.entries:
             before = core.log.term_of(entry.index - 1)
             known = self._entries.setdefault((entry.index, entry.term), (entry, before))
@@ -201,8 +214,8 @@ class Consensus:
         if known != core.me:
             self._report(Violation(f"1: term {core.term} has two leaders, {known} and {core.me}"))
         for voter in [voter for voter, granted in core._votes.items() if granted]:
-            if voter in self._wiped:
-                self._report(Violation(f"9: {core.me} leads term {core.term} with the vote of {voter}, whose disk was wiped"))
+            if voter in self._wiped or voter in self._put_back:
+                self._report(Violation(f"9: {core.me} leads term {core.term} with the vote of {voter}, whose disk is not the one it was"))
             elif self.disk(node_name(voter.node_id)).votes.get(core.term) != core.me:
                 self._report(Violation(f"4: {core.me} leads term {core.term} with a vote of {voter} that is on no disk"))
         last = max(self.committed, default=0)
@@ -247,7 +260,9 @@ class Consensus:
 
     def _counts(self, voter: Member, entry: Entry) -> bool:
         disk = self.disk(node_name(voter.node_id))
-        return voter not in self._wiped and disk.member in (voter, None) and disk.has(entry.index, entry.term)  # T9
+        return (
+            voter not in self._wiped and voter not in self._put_back and disk.member in (voter, None) and disk.has(entry.index, entry.term)
+        )  # T9
 
     def _has_majority(self, membership: Membership, entry: Entry) -> bool:
         count = sum(self._counts(voter, entry) for voter in membership.voters)

@@ -29,7 +29,7 @@ from govern.core.shard import Shard
 from govern.core.slots import SLOT_COUNT
 from govern.core.standing import LEASE_MS, Standing
 from govern.core.table import EMPTY, Table
-from govern.peer_messages import HEARTBEAT_LEASED, NodeHeartbeat, NodeHeartbeatOk
+from govern.peer_messages import HEARTBEAT_LEASED, Member, NodeHeartbeat, NodeHeartbeatOk
 from govern.testing.scheduler import process
 from govern.testing.world import World, node_name
 
@@ -84,6 +84,7 @@ class Owners:
     def __init__(self, world: World, consensus: Consensus, report: Callable[[Violation], None]) -> None:
         self._world = world
         self._consensus = consensus
+        self._twins: dict[Member, None] = {}
         self._report = report
         self._registered: dict[Life, int] = {}
         self._lives: dict[Life, tuple[str, int]] = {}  # -> machine and its boots
@@ -142,7 +143,7 @@ class Owners:
         """A node follows a table: T10, T11, T17."""
         self._here[machine] = ownership
         life, mine = self._life_of(machine), (*ownership.me, ownership.boot_no)
-        if self._lives.setdefault(mine, life) != life:
+        if self._lives.setdefault(mine, life) != life and not self._may_repeat(ownership.me):
             self._report(Violation(f"17: boot number {ownership.boot_no} of {machine} was that of an earlier life, on the same disk"))
         if ownership.table.version < self._versions.get(life, 0):
             self._report(Violation(f"11: {machine} goes back from table {self._versions[life]} to {ownership.table.version}"))
@@ -157,6 +158,13 @@ class Owners:
                     self._report(Violation(f"10: {part} and {other} both act in term {term}"))
             if part not in known:
                 known.append(part)
+
+    def has_twin(self, member: Member) -> None:
+        """This disk was copied and runs twice: its boot numbers tell no lives apart."""
+        self._twins[member] = None
+
+    def _may_repeat(self, member: Member) -> bool:
+        return member in self._twins or self._consensus.is_put_back(member)
 
     def _judge_right(self, machine: str, life: Life, term: int) -> None:
         registered = self._registered.get(life)
