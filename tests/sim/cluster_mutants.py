@@ -31,7 +31,7 @@ from govern.core import controller as controller_rules
 from govern.core import ownership as ownership_rules
 from govern.core.controller import Controller
 from govern.core.ownership import Ownership, runs_of
-from govern.core.peering import Peering
+from govern.core.peering import Peering, PeerLink, Phase, Step
 from govern.core.raft.core import RaftCore
 from govern.core.raft.leading import Leading
 from govern.core.raft.types import Write
@@ -276,8 +276,15 @@ def expires_by_the_monotonic_clock(patch: pytest.MonkeyPatch) -> None:
 def two_links(patch: pytest.MonkeyPatch) -> None:
     """Both dial at once, and a second link comes up beside the first."""
     bring_up, due_at = Peering._bring_up, Peering._due_at
+
+    def mutant(self: Peering, link: PeerLink, now: float) -> Step:
+        step = bring_up(self, link, now)
+        if step.replaced is not None:
+            step.replaced.phase = Phase.UP
+        return attrs.evolve(step, replaced=None)
+
     patch.setattr(Peering, "_judge_life", lambda self, mine, other: None)
-    patch.setattr(Peering, "_bring_up", lambda self, link, now: attrs.evolve(bring_up(self, link, now), replaced=None))
+    patch.setattr(Peering, "_bring_up", mutant)
     patch.setattr(Peering, "_due_at", staticmethod(lambda me, node_id, peer: due_at(NODE_ID_MAX, node_id, peer)))
 
 
