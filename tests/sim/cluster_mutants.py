@@ -291,12 +291,14 @@ def two_links(patch: pytest.MonkeyPatch) -> None:
 # --- in which stories -------------------------------------------------------------------------------------------------------
 
 
-async def the_controller_is_stopped(stage: Stage) -> None:
-    before = stage.controller
-    stage.cluster.pause(before)
-    await trio.sleep(3 + stage.world.random.random())
-    stage.cluster.resume(before)
-    await trio.sleep(1)
+async def the_controllers_are_stopped(stage: Stage) -> None:
+    """One after the other: each comes back to heartbeats, and to the word that it was deposed, in any order."""
+    for _ in range(3):
+        before = stage.controller
+        stage.cluster.pause(before)
+        await trio.sleep(3 + stage.world.random.random())
+        stage.cluster.resume(before)
+        await trio.sleep(1)
 
 
 async def one_node_after_the_other_restarts(stage: Stage) -> None:
@@ -482,7 +484,7 @@ class Mutant:
 SMALL_LOG = Sizes(compact_entries=3, keep_behind=0, raft_segment_bytes=8 * 1024)
 """A metadata log that is cut all the time."""
 MUTANTS = (
-    Mutant(lease_without_term_check, the_controller_is_stopped, 3, short=True),
+    Mutant(lease_without_term_check, the_controllers_are_stopped, 3, short=True),
     Mutant(acts_before_registration, one_node_after_the_other_restarts, 1, short=True),
     Mutant(acts_on_old_grants, one_node_after_the_other_restarts, 1),
     Mutant(lease_counted_from_receipt, answers_come_late, 3, short=True),
