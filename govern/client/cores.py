@@ -18,7 +18,7 @@ G2  The session id is one, request ids and attempts are drawn from one counter: 
 G3  Whenever a core is connected, the entry is. While none is, the entry looks everywhere: at its own node first, then at the addresses
     that `connect` was given, then at every node that the table knows. Every other core looks for its own node alone.
 G4  One client speaks to one cluster. Another one is believed only when no core is connected; then every wish goes to that entry, and starts
-    anew there.
+    anew there. A node that belongs to none yet, for its disk was lost, is no other cluster: it will be of this one again.
 G5  A core that nobody needs any more says Goodbye after 30 seconds and ends; the entry only when another core is needed, for somebody has
     to bring news of the table. While there is a newer table than the one in hand nobody says Goodbye: the node may hold what is claimed at
     another one still.
@@ -243,6 +243,8 @@ class Cores:
     def _greet(self, core: ClientCore, hello: HelloOk, now: float) -> None:
         """A node has accepted us: is it the one that was looked for, and of our cluster?"""
         if self.cluster_id and hello.cluster_id != self.cluster_id:
+            if not hello.cluster_id:
+                raise Unreachable("the node belongs to no cluster yet")  # G4
             if self.any_connected:
                 raise Unreachable(f"the node belongs to another cluster ({hello.cluster_id})")  # G4
             for other in self.living():

@@ -46,6 +46,7 @@ class Store:
     """What all nodes of a cluster have together."""
 
     cluster: int = 1
+    """0 stands for none."""
     term: int = 1
     seq: int = 0
     instances: dict[Key, Held] = attrs.field(factory=dict)
@@ -55,6 +56,10 @@ class Store:
     barred: dict[tuple[bytes, Key], None] = attrs.field(factory=dict)
     table: Table = EMPTY
     tables: dict[int, Table] = attrs.field(factory=dict)
+
+    @property
+    def cluster_id(self) -> str:
+        return f"cluster{self.cluster}" if self.cluster else ""
 
 
 class FleetNode(ModelNode):
@@ -118,7 +123,7 @@ class FleetNode(ModelNode):
                 return Refused("unassigned", "this node does not answer for that slot any more", 300)
         answer = super().answer(message, request_id)
         if isinstance(answer, HelloOk):
-            return attrs.evolve(answer, cluster_id=f"cluster{self.store.cluster}", node_id=self.node_id, table_version=self.table.version)
+            return attrs.evolve(answer, cluster_id=self.store.cluster_id, node_id=self.node_id, table_version=self.table.version)
         if isinstance(answer, HeartbeatOk):
             return attrs.evolve(answer, table_version=self.table.version)
         return answer

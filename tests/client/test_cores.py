@@ -416,6 +416,34 @@ def test_another_cluster_is_believed_only_when_nobody_else_is_there() -> None:
     assert cursor.view.lsn == stranger.store.lsns[B]
 
 
+def test_a_node_that_belongs_to_no_cluster_is_no_other_cluster() -> None:
+    """A node that comes back with an empty disk is not believed, not even when nobody else is there: nothing starts anew, and what is shown
+    goes on from where it was when the cluster is there again."""
+    fleet = entered({A: 1, B: 2})
+    claim = fleet.register(A)
+    cursor = fleet.home(A).views.open(A)
+    fleet.run(1)
+    shown = cursor.view.lsn
+    former = fleet.nodes[1]
+    for node_id in (1, 2, 3):
+        fleet.stop(node_id)
+    blank = Fleet(1)
+    blank.store.cluster = 0
+    fleet.nodes[1] = blank.nodes[1]
+    fleet.run(5)
+    assert fleet.cores.cluster_id == "cluster1"
+    assert not fleet.cores.any_connected
+    assert cursor.view.lsn == shown
+    assert not blank.store.instances
+    fleet.stop(1)
+    fleet.nodes[1] = former
+    fleet.start(1)
+    fleet.run(6)
+    assert claim.held
+    assert not cursor.view.stale
+    assert cursor.view.lsn >= shown
+
+
 # --- idle links, services -----------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ from govern.core import controller as controller_rules
 from govern.core import ownership as ownership_rules
 from govern.core.controller import Controller
 from govern.core.ownership import Ownership, runs_of
-from govern.core.peering import Peering
+from govern.core.peering import Peering, PeerLink, Phase, Step
 from govern.core.raft.core import RaftCore
 from govern.core.raft.leading import Leading
 from govern.core.raft.types import Write
@@ -276,20 +276,29 @@ def expires_by_the_monotonic_clock(patch: pytest.MonkeyPatch) -> None:
 def two_links(patch: pytest.MonkeyPatch) -> None:
     """Both dial at once, and a second link comes up beside the first."""
     bring_up, due_at = Peering._bring_up, Peering._due_at
+
+    def mutant(self: Peering, link: PeerLink, now: float) -> Step:
+        step = bring_up(self, link, now)
+        if step.replaced is not None:
+            step.replaced.phase = Phase.UP
+        return attrs.evolve(step, replaced=None)
+
     patch.setattr(Peering, "_judge_life", lambda self, mine, other: None)
-    patch.setattr(Peering, "_bring_up", lambda self, link, now: attrs.evolve(bring_up(self, link, now), replaced=None))
+    patch.setattr(Peering, "_bring_up", mutant)
     patch.setattr(Peering, "_due_at", staticmethod(lambda me, node_id, peer: due_at(NODE_ID_MAX, node_id, peer)))
 
 
 # --- in which stories -------------------------------------------------------------------------------------------------------
 
 
-async def the_controller_is_stopped(stage: Stage) -> None:
-    before = stage.controller
-    stage.cluster.pause(before)
-    await trio.sleep(3 + stage.world.random.random())
-    stage.cluster.resume(before)
-    await trio.sleep(1)
+async def the_controllers_are_stopped(stage: Stage) -> None:
+    """One after the other: each comes back to heartbeats, and to the word that it was deposed, in any order."""
+    for _ in range(3):
+        before = stage.controller
+        stage.cluster.pause(before)
+        await trio.sleep(3 + stage.world.random.random())
+        stage.cluster.resume(before)
+        await trio.sleep(1)
 
 
 async def one_node_after_the_other_restarts(stage: Stage) -> None:
@@ -475,7 +484,7 @@ class Mutant:
 SMALL_LOG = Sizes(compact_entries=3, keep_behind=0, raft_segment_bytes=8 * 1024)
 """A metadata log that is cut all the time."""
 MUTANTS = (
-    Mutant(lease_without_term_check, the_controller_is_stopped, 3, short=True),
+    Mutant(lease_without_term_check, the_controllers_are_stopped, 3, short=True),
     Mutant(acts_before_registration, one_node_after_the_other_restarts, 1, short=True),
     Mutant(acts_on_old_grants, one_node_after_the_other_restarts, 1),
     Mutant(lease_counted_from_receipt, answers_come_late, 3, short=True),

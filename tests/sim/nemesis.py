@@ -397,14 +397,14 @@ class Nemesis:
 
     async def _wiped(self, chance: random.Random) -> None:
         """A node loses its disk, and operators do what is to be done."""
-        await self._damage(chance, self._nodes, self._world.crash)
+        await self._damage(chance, lambda: self._nodes, self._world.crash)
 
-    async def _damage(self, chance: random.Random, names: Sequence[str], damage: Callable[[str], Awaitable[None]]) -> None:
-        """Do that to one of these nodes. What is down afterwards is of no use any more: its disk is emptied, and operators replace it.
-        One at a time, and never so that no majority is left. Not while the cluster is being formed: for a moment the first candidate alone
-        has its log."""
+    async def _damage(self, chance: random.Random, names: Callable[[], Sequence[str]], damage: Callable[[str], Awaitable[None]]) -> None:
+        """Do that to one of these nodes; who they are is asked when operators are done, for they may change it. What is down afterwards is
+        of no use any more: its disk is emptied, and operators replace it. One at a time, and never so that no majority is left. Not while
+        the cluster is being formed: for a moment the first candidate alone has its log."""
         async with self._operators.at_work:
-            await self._damage_one(chance, names, damage)
+            await self._damage_one(chance, names(), damage)
 
     async def _damage_one(self, chance: random.Random, names: Sequence[str], damage: Callable[[str], Awaitable[None]]) -> None:
         free = [name for name in names if name not in self._busy and self._can_be_lost(name)]
@@ -463,7 +463,7 @@ class Nemesis:
             await self._last(chance)
             await self._world.crash(name)
 
-        await self._damage(chance, self._voters, put_back)
+        await self._damage(chance, lambda: self._voters, put_back)
 
     async def _rotten(self, chance: random.Random) -> None:
         """A bit of the metadata log of a candidate flips, where it is proven: it does not start, or has no need of that place any more."""
@@ -482,7 +482,7 @@ class Nemesis:
             except GovernError as error:
                 self._columns.add(name, f"* cannot start: {error}")
 
-        await self._damage(chance, self._voters, rot)
+        await self._damage(chance, lambda: self._voters, rot)
 
     def _two_nodes(self, chance: random.Random) -> list[str]:
         voters = self._voters
