@@ -1,6 +1,6 @@
 """All links of one client: the shell around `Cores`. It gives each core a link, carries what the rules put out, and wakes whoever waits.
 
-K1  Every core has exactly one link, from the moment it is there until it has ended.
+K1  Every core has exactly one link, from the end of the step in which it was made until it has ended.
 K2  Whoever waits for a thing of the rules is woken when they say that it changed, at whichever core it is by then.
 """
 
@@ -89,7 +89,9 @@ class Links:
         """A link for every core, and none for those that have ended (K1)."""
         for core in self.cores.take_ended():
             self._ring_all(core.outbox.take()[1])
-            self._links.pop(core).end()
+            link = self._links.pop(core, None)
+            if link is not None:  # one that was made and found to be needless in the same step never had any
+                link.end()
         if not self.cores.closed:
             for core in self.cores.all():
                 if core not in self._links:

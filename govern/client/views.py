@@ -1,9 +1,9 @@
 """Live views as a client sees them: the instances of a service, kept current by deltas, and what each consumer has not seen yet.
 
-V1  A view changes only by a whole list or by a delta that starts exactly at its lsn; its lsn never goes back within one cluster.
+V1  A view changes only by a whole list or by a delta that starts exactly at its lsn; its lsn goes back only by V10 and V13.
 V2  What does not fit is answered by subscribing again: with the lsn in hand, and after a second misfit in a row from nothing.
-V3  A list that is not empty is never replaced by an empty one of a node that is not fresh. Such a list, and one that is older than what
-    is in hand, is held back, and the node is asked again once it says that it is fresh.
+V3  A list that is not empty is never replaced by an empty one of a node that is not fresh. Such a list is held back.
+    For whatever reason a list is held back, the node is asked again with every heartbeat in which it says that it is fresh.
 V4  While disconnected the view stays as it is and says that it is stale.
 V5  A consumer that is slow gets one change that leads from what it saw last to what is now; what came and went meanwhile is not in it.
 V6  All consumers of a service share one subscription.
@@ -16,6 +16,9 @@ V10 After a change of cluster a list that lacks an instance in hand is held back
 V11 A view can be taken to another node. It keeps its list and its lsn, and is stale until that node has answered.
 V12 A subscription ends with the reign of the node over the slot. A term is the version of the table that granted it: when it is later
     than what the node had when it was asked, it is asked again, from the lsn in hand.
+V13 Of one history neither the lsn nor its seq goes back. So a list that is older than the view, or has a smaller seq and lacks an instance,
+    is of a slot that lost what it had: its disk was lost and given up, or had to be salvaged. It is held back as in V10, here from the
+    first heartbeat in which that node says that it is fresh; if the node still says so afterwards, it is a fact and becomes the view.
 """
 
 from __future__ import annotations
@@ -121,6 +124,9 @@ class ServiceView:
     """The node of this connection keeps it current."""
     fresh: bool = False
     held_back: bool = False
+    doubt_until: float = math.inf
+    """Until when a list that has lost its history is held back (V13): infinite before the node has said that it is fresh, minus infinite
+    when it is to be believed."""
     misfits: int = 0
     asked: int = 0
     """The request id of the subscription that is being asked for, or 0."""
@@ -288,6 +294,7 @@ class Views:
             self._outbox.send(Unsubscribe(service))
         self._remove_from_books(view)
         view.live, view.asked, view.pages, view.misfits = False, 0, None, 0
+        view.doubt_until = math.inf
         self._tell(view)
         return view
 
@@ -303,6 +310,7 @@ class Views:
         if view is not None and (view.live or view.asked) and view.asked_version < term:
             self._in_flight.pop(view.asked, None)  # an answer that still comes is ignored
             view.live, view.asked, view.pages = False, 0, None
+            view.doubt_until = math.inf
             self._ask_again(view)
             self._tell(view)
 
@@ -325,6 +333,7 @@ class Views:
         self._connected = False
         for view in self._views.values():
             view.live, view.asked, view.pages = False, 0, None
+            view.doubt_until = math.inf
             if view.cached and not view.ready:
                 self._tell(view)  # whoever waits for a list takes that of the cache now
         self._in_flight.clear()
@@ -337,6 +346,7 @@ class Views:
             self._set_fresh(fresh)
         if fresh and self._held_back:
             for view in list(self._held_back):
+                view.doubt_until = min(view.doubt_until, now + DOUBT_SECONDS) if now < view.doubt_until else -math.inf
                 self._ask_again(view)
 
     def _set_fresh(self, fresh: bool) -> None:
@@ -406,21 +416,23 @@ class Views:
             raise RemoteProtocolError(f"the list of {view.service} has more than {INSTANCES_MAX} instances")
 
     def _replace(self, view: ServiceView, message: View) -> None:
-        """The list is complete: it becomes the view, unless it must be held back (V1, V3)."""
+        """The list is complete: it becomes the view, unless it must be held back (V3, V10, V13)."""
         instances, view.pages = view.pages or {}, None
         view.live, view.fresh = True, message.fresh
         if self._fresh and not message.fresh:
             self._set_fresh(False)  # the node says it of itself
-        is_older = view.ready and message.lsn < view.lsn  # V1
+        is_lacking = not view.instances.keys() <= instances.keys()
         is_loss = bool(view.instances) and not instances and not message.fresh  # V3
-        if self.memory.doubt_until > -math.inf and not view.instances.keys() <= instances.keys():
+        if self.memory.doubt_until > -math.inf and is_lacking:
             is_loss = True  # V10
-        view.held_back = is_older or is_loss
+        has_forgotten = view.ready and (message.lsn < view.lsn or (message.lsn.seq < view.lsn.seq and is_lacking))  # V13
+        is_believed = message.fresh and view.doubt_until == -math.inf
+        view.held_back = is_loss or (has_forgotten and not is_believed)
         if view.held_back:
             self._held_back[view] = None
         else:
             self._held_back.pop(view, None)
-            view.ready, view.lsn, view.misfits = True, message.lsn, 0
+            view.ready, view.lsn, view.misfits, view.doubt_until = True, message.lsn, 0, math.inf
             for instance_id in [instance_id for instance_id in view.instances if instance_id not in instances]:
                 view.put(instance_id, None)
             for instance_id, instance in instances.items():
@@ -437,7 +449,7 @@ class Views:
             self._replace(view, View(view.service, LSN_ZERO, True, False, []))
             return
         self._held_back.pop(view, None)
-        view.live, view.held_back, view.fresh = True, False, self._fresh
+        view.live, view.held_back, view.fresh, view.doubt_until = True, False, self._fresh, math.inf
         view.hint(list(view.suspects), on=False)  # V7: what ended meanwhile was told to nobody
         self._tell(view)
 
@@ -464,6 +476,8 @@ class Views:
             if not message.more:
                 self._replace(view, message)
             return
+        if view.held_back and view.fresh and view.pages is None:
+            return  # the whole list is asked for with every heartbeat: not at each of the many that come back to a slot that lost them
         if message.since != view.lsn or view.pages is not None or view.held_back:
             view.misfits += 1
             view.live = False

@@ -167,6 +167,7 @@ class Dispatch:
     def note_boot(self, boot_us: int) -> None:
         """What the clock says that counts suspended time: a process may have stood still in the middle of a turn."""
         self._shard.fresh = self._ownership.is_fresh(boot_us)
+        self._shard.terms = self._ownership.terms
 
     def receive(self, link: Link, raw: list[Any]) -> None:
         """Take one frame of a link. What is to be sent back is in `link.out`; a link that is to be closed is in `to_close`."""

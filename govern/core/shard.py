@@ -7,6 +7,8 @@ Recovery calls the very same function with what it reads from the log.
 
 D1  State = fold of the committed operations in lsn order; only committed state is readable.
 D2  `seq` is dense per slot: 1, 2, 3, …; a slot's term never decreases.
+    Before the first one of all, the slot is at seq 0 of the term in which it is held: a slot that was given up and begins anew, empty, is
+    later than everything that was committed in it before.
 D3  Every change of a service is in the slot's ring of recent operations, or below the ring's floor.
 D4  An operation under a lease that is not the entry's lease never changes the entry (so nothing late removes something newer).
 D5  A repeated operation (same session, request id not newer than the entry's) changes nothing and is answered as the first time.
@@ -19,7 +21,7 @@ a bounded number of barred sessions, likewise.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -44,7 +46,7 @@ from .entries import (
 )
 from .limits import Limits
 from .sessions import Lease, Sessions
-from .slots import slot_of
+from .slots import SLOT_COUNT, slot_of
 
 FIELD_NUMBERS: Final = {"weight": 4, "zone": 5, "version": 6, "metadata": 7, "status": 8}
 """The fields an update may change, by their place in the client part."""
@@ -156,6 +158,8 @@ class Shard:
         self.loaded = False
         self.fresh = True
         """Whether the lease of the node holds, so that nobody else can own its slots; kept by the shells before they read."""
+        self.terms: Sequence[int] = [0] * SLOT_COUNT
+        """The term in which the node holds each slot, 0 for those that it does not hold; kept likewise."""
         self.instance_count = 0
         self.applied_count = 0
         self._barring = False  # whether any slot bars anybody: nearly always not, and then a registration pays nothing for the question
@@ -369,12 +373,14 @@ class Shard:
     # --- reading ------------------------------------------------------------------------------------------------------------
 
     def service_lsn(self, key: ServiceKey) -> Lsn:
-        """The lsn of a service's view. A service without instances is empty as of everything its slot has committed."""
+        """The lsn of a service's view. A service without instances is empty as of everything its slot has committed, or
+        as of the beginning of the term in which nothing was committed yet (D2)."""
         service: Service | None = self._services.get(key)
         if service is not None:
             return service.lsn
-        slot = self._slots.get(slot_of(key))
-        return LSN_ZERO if slot is None else slot.lsn
+        number = slot_of(key)
+        slot = self._slots.get(number)
+        return Lsn(self.terms[number], 0) if slot is None or not slot.seq else slot.lsn
 
     def view_bodies(self, key: ServiceKey) -> list[bytes]:
         """The packed `View` pages of a service, kept until it changes, or the node begins or ceases to be fresh."""

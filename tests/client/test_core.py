@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from govern.client.core import SILENCE_SECONDS_MAX, ClientCore, HelloRefused, Phase
+from govern.client.views import Cursor
 from govern.errors import (
     DiskFull,
     Gone,
@@ -558,6 +559,93 @@ def test_a_view_never_goes_back() -> None:
     pair.give(View(ORDERS, Lsn(0, 5), True, False, [public("old", 5)]))
     assert list(cursor.view.instances) == ["one"]
     assert cursor.view.stale
+
+
+def ids_sent(pair: Pair) -> list[int]:
+    """Take what the client has put out; the request ids of it."""
+    return [raw[1] for raw in unpack(b"".join(pair.core.outbox.take()[0]))]
+
+
+def beat(pair: Pair, view: View | None, *, fresh: bool = True) -> None:
+    """One second later a heartbeat is answered, and then the subscription that is asked for with it, if one is."""
+    pair.now += 1.0
+    pair.core.tick(pair.now)
+    (beat_id,) = ids_sent(pair)
+    pair.give(HeartbeatOk(0, fresh), beat_id)
+    asked = ids_sent(pair)
+    assert len(asked) == (view is not None)
+    if view is not None:
+        pair.give(view, asked[0])
+
+
+def two_in_hand() -> tuple[Pair, Cursor]:
+    """A view of two instances, one of which was just there: its lsn is of term 3 and seq 9."""
+    pair = Pair()
+    pair.connect()
+    cursor = pair.core.views.open(ORDERS)
+    pair.settle()
+    pair.give(View(ORDERS, Lsn(3, 9), True, False, [public("a", 8), public("b", 9)]))
+    assert not cursor.view.stale
+    return pair, cursor
+
+
+@pytest.mark.parametrize("lsn", [Lsn(0, 0), Lsn(5, 0), Lsn(3, 7)], ids=["nothing", "given up", "salvaged"])
+def test_a_slot_that_lost_what_it_had_is_believed_in_the_end(lsn: Lsn) -> None:
+    """A committed list of a fresh node that is empty is shown, once those who live have had the time to come back."""
+    pair, cursor = two_in_hand()
+    empty = View(ORDERS, lsn, True, False, [])
+    pair.give(empty)
+    for _ in range(5):
+        assert list(cursor.view.instances) == ["a", "b"]
+        assert cursor.view.stale
+        beat(pair, empty)
+    assert not cursor.view.instances
+    assert not cursor.view.stale
+    assert cursor.view.lsn == lsn
+    pair.core.validate()
+    beat(pair, None)
+
+
+def test_those_who_come_back_to_a_slot_that_lost_them_are_waited_for() -> None:
+    """A list of the new reign that lacks somebody is held back as well; a whole one is taken at once, and deltas do not ask for more."""
+    pair, cursor = two_in_hand()
+    pair.give(View(ORDERS, Lsn(5, 0), True, False, []))
+    for seq, instance_id in enumerate("xyz", 1):
+        pair.give(Delta(ORDERS, Lsn(5, seq - 1), Lsn(5, seq), [public(instance_id, seq)], []))
+        assert not pair.sent(), "the next heartbeat asks soon enough"
+    beat(pair, View(ORDERS, Lsn(5, 4), True, False, [public("b", 4)]))
+    assert list(cursor.view.instances) == ["a", "b"]
+    beat(pair, View(ORDERS, Lsn(5, 5), True, False, [public("b", 4), public("a", 5)]))
+    assert cursor.view.lsn == Lsn(5, 5)
+    assert not cursor.view.stale
+    pair.give(Delta(ORDERS, Lsn(5, 5), Lsn(5, 6), [], ["a"]))
+    assert list(cursor.view.instances) == ["b"], "what is removed by an operation goes at once"
+
+
+def test_a_node_that_is_not_fresh_is_not_believed_whatever_it_repeats() -> None:
+    """The time counts from the first moment in which the node is fresh, and anew over another connection or in a new reign."""
+    pair, cursor = two_in_hand()
+    pair.give(View(ORDERS, Lsn(5, 0), False, False, []))
+    for _ in range(9):
+        beat(pair, None, fresh=False)
+    empty = View(ORDERS, Lsn(5, 0), True, False, [])
+    for _ in range(4):
+        beat(pair, empty)
+    pair.drop()
+    pair.connect()
+    pair.give(empty)
+    for _ in range(3):
+        beat(pair, empty)
+    assert list(cursor.view.instances) == ["a", "b"]
+    pair.core.views.table_version = 9
+    pair.core.views.renew(ORDERS, 9)
+    (request_id,) = ids_sent(pair)
+    pair.give(View(ORDERS, Lsn(9, 0), True, False, []), request_id)
+    beat(pair, View(ORDERS, Lsn(9, 0), True, False, []))
+    assert list(cursor.view.instances) == ["a", "b"]
+    for _ in range(4):
+        beat(pair, View(ORDERS, Lsn(9, 0), True, False, []))
+    assert not cursor.view.instances
 
 
 def test_pushes_for_services_that_are_not_subscribed_are_ignored() -> None:

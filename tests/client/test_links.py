@@ -202,6 +202,18 @@ async def test_an_outage_of_one_node_is_seen_and_survived(autojump_clock: MockCl
         assert len(await registry.lookup("b")) == 1
 
 
+async def test_what_was_lost_is_left_although_nobody_speaks_to_its_node_any_more(autojump_clock: MockClock) -> None:
+    """A core that is made for a service of which nothing is wanted ends in the same moment, before it had a link."""
+    async with open_fleet() as serving:
+        async with govern.connect("node1:7400", environment=doors(serving.world)) as registry:
+            async with registry.register("b", port=80) as registration:
+                await registry.evict("b", "client:80")
+                assert await registration.wait_lost() == "evicted"
+                serving.stop(2)
+                await sleep_until(lambda: [core.node_id for core in registry._links.cores.living()] == [1])
+            assert connected_ids(registry) == [1]
+
+
 async def test_the_node_through_which_it_entered_may_go(autojump_clock: MockClock) -> None:
     """What is at other nodes does not notice."""
     async with open_fleet() as serving, AsyncExitStack() as stack:

@@ -39,7 +39,7 @@ from govern.messages import (
 )
 from govern.model import LSN_ZERO, Instance, Lsn, ServiceKey, client_fields
 
-from .rig import ORDERS, A, B, Rig, code_of, messages_of, register
+from .rig import ORDERS, A, B, Rig, alone, code_of, messages_of, register
 
 # --- Hello ------------------------------------------------------------------------------------------------------------------
 
@@ -397,6 +397,24 @@ def test_subscribing_again_with_an_lsn_gives_only_what_came_after_it() -> None:
         (view,) = rig.say(rig.link(b""), Subscribe(ORDERS, unknown))
         assert isinstance(view, View)
         assert view.lsn == second
+
+
+def test_a_slot_that_begins_anew_is_empty_as_of_its_term() -> None:
+    """Nothing was committed in it: whoever knows it from an earlier term gets a list that is later, and not from before everything."""
+    rig = Rig()
+    rig.ownership.take(alone(term=5).table)
+    rig.dispatch.note_boot(0)
+    for known in (LSN_ZERO, Lsn(3, 9), Lsn(3, 0)):
+        (view,) = rig.say(rig.link(b""), Subscribe(ORDERS, known))
+        assert view == View(ORDERS, Lsn(5, 0), True, False, [])
+    assert rig.say(rig.link(b""), Subscribe(ORDERS, Lsn(5, 0))) == [Resumed(ORDERS, Lsn(5, 0))]
+    rig.term = 5
+    first = rig.register(rig.link(A))
+    assert first == Lsn(5, 1)
+    (view,) = rig.say(rig.link(b""), Subscribe(ORDERS, Lsn(5, 0)))
+    assert isinstance(view, View)
+    assert (view.lsn, len(view.instances)) == (first, 1)
+    rig.subscriptions.validate()
 
 
 def test_subscriptions_are_limited_and_unsubscribing_is_not_answered() -> None:

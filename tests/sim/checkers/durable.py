@@ -156,7 +156,7 @@ class Durable:
         """The answer to a Goodbye has the lsn of a service that nobody has named: then any slot may have it."""
         slots = self._slots.get(machine, {})
         durable = max(slots.values(), default=LSN_ZERO) if service is None else slots.get(slot_of(service), LSN_ZERO)
-        if lsn > durable:
+        if lsn.seq and lsn > durable:  # at seq 0 nothing was written yet
             self._report(Violation(f"7: {machine} sends {raw[:5]} of {service} at {lsn}, and only {durable} is durable"))
 
     # --- a checker like others --------------------------------------------------------------------------------------------------

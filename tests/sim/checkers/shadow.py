@@ -276,11 +276,12 @@ class Shadow:
         return self._held
 
     def view_at(self, service: str, lsn: tuple[int, int]) -> View | None:
-        """The committed view of a service at an lsn; None when its slot has not committed so far."""
+        """The committed view of a service at an lsn; None when its slot has not committed so far. A reign in which nothing was committed
+        yet begins with what was there, which is nothing when it was lost."""
         views = self._views.get(service)
         if not views:
             return {}
-        if Lsn(*lsn) > self._slots[self._service_slot[service]].top:
+        if lsn[1] and Lsn(*lsn) > self._slots[self._service_slot[service]].top:
             return None
         found: View = {}
         for at, view in views:
