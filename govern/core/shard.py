@@ -117,7 +117,9 @@ class Slot:
 
     def remembers(self, lsn: Lsn) -> bool:
         """Whether this log went through exactly that lsn, and the ring holds every change after it. An lsn of the same seq from a log whose
-        end was lost is not the same place."""
+        end was lost is not the same place; but at seq 0 every log is empty, whichever term it was held in (D2)."""
+        if lsn.seq == 0:
+            return self.floor == 0
         if not self.floor <= lsn.seq <= self.seq:
             return False
         term = 0

@@ -411,9 +411,12 @@ def test_a_slot_that_begins_anew_is_empty_as_of_its_term() -> None:
     rig.term = 5
     first = rig.register(rig.link(A))
     assert first == Lsn(5, 1)
-    (view,) = rig.say(rig.link(b""), Subscribe(ORDERS, Lsn(5, 0)))
-    assert isinstance(view, View)
-    assert (view.lsn, len(view.instances)) == (first, 1)
+    link = rig.link(b"")
+    rig.give(link, Subscribe(ORDERS, Lsn(5, 0)))
+    (resumed, _), (delta, _) = rig.said(link)
+    assert resumed == Resumed(ORDERS, Lsn(5, 0))
+    assert isinstance(delta, Delta)
+    assert (delta.since, delta.lsn, len(delta.changed)) == (Lsn(5, 0), first, 1)
     rig.subscriptions.validate()
 
 
