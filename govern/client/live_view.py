@@ -56,8 +56,9 @@ class LiveView:
 
     @property
     def stale(self) -> bool:
-        """Whether changes may be missing: the client is disconnected, the view comes from the cache, or the node says that it is not up to
-        date itself."""
+        """Whether changes may be missing: the client is disconnected, the view comes from the cache, the node says that it is not up to
+        date itself, or what it says lacks what it had before, as after a `reset`: then the list in hand is kept for four seconds, in which
+        those who live come back."""
         return self._cursor.view.stale
 
     def __aiter__(self) -> AsyncIterator[Change]:
