@@ -5,7 +5,7 @@ lends it four seconds of certainty that nobody else has its slots. Without answe
 What it holds follows from the table alone: `ownership`.
 
 N6  The lease runs from the moment at which the answered heartbeat was sent, on the clock that counts suspended time. A candidate that does
-    not answer for a second is left for another one.
+    not answer for a second is left for another one; who is known to lead from now on is asked at once.
 N8  Who is told that the controller does not know this life, or gave it up, has no lease and registers again.
 P1  No heartbeat leaves while the disk hangs: a node whose log stands still does not claim to work. While the loop hangs there is
     none because nobody calls `tick`.
@@ -88,7 +88,11 @@ class Standing:
     def candidates(self, linked: Sequence[int], leader: int | None, now_us: int) -> None:
         """Whom it may ask now: the candidates that can be reached, oneself among them for a candidate, and who leads, if known. Called
         whenever one of that changes."""
-        came = self._target not in linked or (leader is not None and leader != self._leader and not self.is_registered)
+        came = self._target not in linked
+        if leader is not None and leader != self._leader:
+            self._avoided.pop(leader, None)  # what it did not answer before it led says nothing of now (N6)
+            self._asked_us = None if leader == self._target else self._asked_us
+            came = True
         self._order, self._leader = tuple(linked), leader
         self._avoided = {node_id: until_us for node_id, until_us in self._avoided.items() if node_id in linked}
         before = self._target

@@ -133,6 +133,18 @@ def test_the_controller_is_tried_again_after_a_while() -> None:
     assert [to for to, _ in sent(standing, ANSWER_US + AVOID_US)] == [1]
 
 
+def test_a_new_controller_is_asked_at_once_whatever_it_did_before() -> None:
+    """Who did not answer while nobody led is no worse for that when it leads: the lease must not run out for want of a question."""
+    standing = make((2, 3), leader=1)
+    registered(standing)
+    assert [to for to, _ in sent(standing, 0)] == [2]
+    assert [to for to, _ in sent(standing, ANSWER_US)] == [3]
+    standing.candidates((2, 3), 2, ANSWER_US + 1)
+    assert [to for to, _ in sent(standing, ANSWER_US + 1)] == [2]
+    assert sent(standing, ANSWER_US + HEARTBEAT_US) == [], "the next one is due half a second after this one"
+    assert [to for to, _ in sent(standing, 2 * ANSWER_US + 1)] == [3], "a link to it that is broken in one direction is found out again"
+
+
 def test_the_lease_runs_from_the_sending_of_the_answered_heartbeat() -> None:
     """N6, on the clock that counts suspended time, and whatever length the answer names."""
     standing = make()
