@@ -41,9 +41,8 @@ class Alone:
         return self.told.get_all(1000)
 
 
-@asynccontextmanager
-async def open_election(*voters: Member) -> AsyncIterator[Alone]:
-    """A voter that has just formed the cluster."""
+def make_election(*, is_reached: bool) -> tuple[Election, Mailbox[ElectionMail], Mailbox[ManagerMail]]:
+    """The election of `ME`, what it is told by, and what it tells; the links to all others take what they get, or nothing."""
     mailbox, told = Mailbox[ElectionMail]("election", capacity=64), Mailbox[ManagerMail]("slot_manager", capacity=64)
     election = Election(
         me=ME,
@@ -52,8 +51,15 @@ async def open_election(*voters: Member) -> AsyncIterator[Alone]:
         timing=Timing(),
         mailbox=mailbox,
         manager_mailbox=told,
-        send=lambda node_id, message: False,
+        send=lambda node_id, message: is_reached,
     )
+    return election, mailbox, told
+
+
+@asynccontextmanager
+async def open_election(*voters: Member) -> AsyncIterator[Alone]:
+    """A voter that has just formed the cluster."""
+    election, mailbox, told = make_election(is_reached=False)
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: election.run(task_status=task_status))
         mailbox.post(Form(0, voters, ClusterInit(b"c" * 16).pack()))
@@ -138,16 +144,7 @@ async def test_a_snapshot_that_is_older_than_the_present_one_is_left_out(autojum
 async def test_whom_a_leader_takes_for_the_one_before(autojump_clock: MockClock) -> None:
     """Another node, until it has served itself: from then on that one had its leases from here. The offer to lead is a word of it too."""
     other = Member(2, b"e" * 16)
-    mailbox, told = Mailbox[ElectionMail]("election", capacity=64), Mailbox[ManagerMail]("slot_manager", capacity=64)
-    election = Election(
-        me=ME,
-        log=MetadataLog(MemoryRaftLog()),
-        random=random.Random(1),
-        timing=Timing(),
-        mailbox=mailbox,
-        manager_mailbox=told,
-        send=lambda node_id, message: True,
-    )
+    election, mailbox, told = make_election(is_reached=True)
 
     async def led() -> tuple[Any, ...]:
         await trio.sleep(0.01)

@@ -17,7 +17,6 @@ import attrs
 import pytest
 import trio
 
-import govern
 from govern.actors import slot_manager as slot_manager_rules
 from govern.actors.client_session import ClientSessions
 from govern.actors.election import Election
@@ -48,7 +47,6 @@ from govern.storage.raft_records import RaftSnapshot
 from govern.storage.sim import Operation
 from govern.testing import simulate
 from govern.testing.scheduler import process
-from govern.testing.world import PORT
 
 from .sizes import USUAL, Sizes
 from .stage import Stage, open_stage
@@ -434,13 +432,7 @@ async def the_controller_is_alone(stage: Stage) -> None:
 
 async def the_majority_goes_and_a_client_dies(stage: Stage) -> None:
     left = stage.others(stage.controller)[0]
-    service = stage.service_of(left)
-
-    async def hold(environment: Environment) -> None:
-        async with govern.connect(f"{left}:{PORT}", environment=environment) as registry, registry.register(service, port=1, id="dead"):
-            await trio.sleep_forever()
-
-    await stage.cluster.run("dying", hold)
+    await stage.run_dying(left)
     await trio.sleep(1)
     for name in stage.others(left):
         await stage.cluster.crash(name)

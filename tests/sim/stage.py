@@ -9,9 +9,11 @@ from typing import Any
 import attrs
 import trio
 
+import govern
 from govern.actors.node import Node
+from govern.environment import Environment
 from govern.testing import Cluster
-from govern.testing.world import World, cluster_keys, open_world, usual_candidates
+from govern.testing.world import PORT, World, cluster_keys, open_world, usual_candidates
 
 from .checkers import Checker, Violation
 from .checkers.bounds import Bounds
@@ -55,6 +57,16 @@ class Stage:
     def service_of(self, name: str) -> str:
         """A service for which that node answers."""
         return next(service for number in range(1000) if self.cluster.owner(service := f"s{number}") == name)
+
+    async def run_dying(self, name: str) -> None:
+        """Let a program on the machine `dying` be registered as `dead`, through that node and in the first service of it."""
+        service = self.service_of(name)
+
+        async def hold(environment: Environment) -> None:
+            async with govern.connect(f"{name}:{PORT}", environment=environment) as registry, registry.register(service, port=1, id="dead"):
+                await trio.sleep_forever()
+
+        await self.cluster.run("dying", hold)
 
     async def until_controller(self, *, other_than: str = "", within: float) -> float:
         """Wait for a controller; returns after how many seconds there was one."""

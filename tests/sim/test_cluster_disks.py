@@ -91,18 +91,22 @@ async def goes_on(stage: Stage, without: str) -> None:
 # --- put back -----------------------------------------------------------------------------------------------------------------
 
 
-async def a_candidate_is_put_back(stage: Stage) -> None:
-    """It is out within a second, it and who keeps it out say why, and it is of no use for a majority (row 42)."""
-    controller = stage.controller
-    name = stage.world.random.choice(stage.others(controller))
-    disk = disk_of(stage, name)
-    image = disk.image()
-    await restart_a_few_times(stage, name, stage.world.random.randint(2, 4))
+async def put_back(stage: Stage, name: str, restarts: int) -> None:
+    """Start the node that many times, and then once more on the disk that it had before."""
+    image = disk_of(stage, name).image()
+    await restart_a_few_times(stage, name, restarts)
     me = stage.node(name)._me
     await stage.cluster.crash(name)
     stage.consensus.put_back(name, me)
     stage.world.roll_back(image, name)
     await stage.cluster.restart(name)
+
+
+async def a_candidate_is_put_back(stage: Stage) -> None:
+    """It is out within a second, it and who keeps it out say why, and it is of no use for a majority (row 42)."""
+    controller = stage.controller
+    name = stage.world.random.choice(stage.others(controller))
+    await put_back(stage, name, stage.world.random.randint(2, 4))
     await trio.sleep(1)
     (line,) = status_of(stage, name)
     assert "this node has no part in its cluster any more" in line
@@ -123,13 +127,7 @@ async def a_plain_node_is_put_back(stage: Stage) -> None:
     """It never had a vote; it loses its slots in the same way."""
     controller = stage.controller
     name = "node4"
-    image = disk_of(stage, name).image()
-    await restart_a_few_times(stage, name, 2)
-    me = stage.node(name)._me
-    await stage.cluster.crash(name)
-    stage.consensus.put_back(name, me)
-    stage.world.roll_back(image, name)
-    await stage.cluster.restart(name)
+    await put_back(stage, name, 2)
     await trio.sleep(3)
     (line,) = status_of(stage, name)
     assert "was rolled back" in line

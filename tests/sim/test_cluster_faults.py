@@ -13,7 +13,6 @@ import pytest
 import trio
 
 import govern
-from govern.environment import Environment
 from govern.testing import simulate
 from govern.testing.world import PORT
 
@@ -103,12 +102,7 @@ async def the_majority_is_gone(stage: Stage) -> None:
     left = stage.others(stage.controller)[0]
     service = stage.service_of(left)
     async with stage.cluster.connect("shop") as shop, stage.cluster.connect("viewer") as viewer, viewer.subscribe(service) as view:
-
-        async def hold(environment: Environment) -> None:
-            async with govern.connect(f"{left}:{PORT}", environment=environment) as registry, registry.register(service, port=1, id="dead"):
-                await trio.sleep_forever()
-
-        await stage.cluster.run("dying", hold)
+        await stage.run_dying(left)
         async with shop.register(service, port=80, id="old"):
             await trio.sleep(1)
             for name in stage.others(left):

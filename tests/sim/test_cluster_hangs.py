@@ -12,11 +12,8 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 import trio
 
-import govern
 from govern.core.meta import NodeFenced, Record
-from govern.environment import Environment
 from govern.testing import simulate
-from govern.testing.world import PORT
 
 from .stage import Stage, open_stage
 
@@ -193,13 +190,7 @@ async def machines_sleep(stage: Stage) -> None:
 async def a_client_dies_while_its_node_sleeps(stage: Stage) -> None:
     """The node wakes up cut off, without a lease, just before the client would expire. It expires nobody, for it may have been given up."""
     name = stage.others(stage.controller)[0]
-    service = stage.service_of(name)
-
-    async def hold(environment: Environment) -> None:
-        async with govern.connect(f"{name}:{PORT}", environment=environment) as registry, registry.register(service, port=1, id="dead"):
-            await trio.sleep_forever()
-
-    await stage.cluster.run("dying", hold)
+    await stage.run_dying(name)
     await trio.sleep(1.0)
     await stage.cluster.kill("dying")
     await trio.sleep(3.0)
