@@ -150,6 +150,10 @@ class ServiceView:
         """Whether changes may have happened that are not in it (V4)."""
         return not (self.live and self.fresh) or self.held_back
 
+    def leave_node(self) -> None:
+        """Nothing that the node was asked for is waited for, and nothing that it said of itself counts any more."""
+        self.live, self.asked, self.pages, self.doubt_until = False, 0, None, math.inf
+
     def sorted_instances(self) -> tuple[Instance, ...]:
         """All instances by id; put in order once per change."""
         if self.ordered is None:
@@ -293,8 +297,8 @@ class Views:
         if self._connected and (view.live or view.asked or view.misfits):
             self._outbox.send(Unsubscribe(service))
         self._remove_from_books(view)
-        view.live, view.asked, view.pages, view.misfits = False, 0, None, 0
-        view.doubt_until = math.inf
+        view.leave_node()
+        view.misfits = 0
         self._tell(view)
         return view
 
@@ -309,8 +313,7 @@ class Views:
         view = self._views.get(service)
         if view is not None and (view.live or view.asked) and view.asked_version < term:
             self._in_flight.pop(view.asked, None)  # an answer that still comes is ignored
-            view.live, view.asked, view.pages = False, 0, None
-            view.doubt_until = math.inf
+            view.leave_node()
             self._ask_again(view)
             self._tell(view)
 
@@ -332,8 +335,7 @@ class Views:
         """The connection is gone; nothing that was asked for will be answered."""
         self._connected = False
         for view in self._views.values():
-            view.live, view.asked, view.pages = False, 0, None
-            view.doubt_until = math.inf
+            view.leave_node()
             if view.cached and not view.ready:
                 self._tell(view)  # whoever waits for a list takes that of the cache now
         self._in_flight.clear()

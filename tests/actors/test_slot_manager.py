@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from govern.actors.administration import WORD_SECONDS, Administration
+from govern.actors.cluster_files import MemoryClusterFiles
 from govern.actors.election import Election
 from govern.actors.mail import ElectionMail, Entries, Form, Installed, Join, Led, ManagerMail, Propose, SessionsMail, Unproposed
 from govern.actors.metadata_log import MetadataLog
@@ -23,7 +24,6 @@ from govern.core.ownership import Ownership
 from govern.core.raft.types import DATA, Timing
 from govern.core.requests import Identity
 from govern.core.standing import Health
-from govern.core.table import Table
 from govern.environment import SimulatedClock
 from govern.messages import Message
 from govern.peer_messages import AskController, Entry, Member, NodeHeartbeat, NodeRegister, PeerHello, TablePart
@@ -33,21 +33,12 @@ ME = Member(1, b"d" * 16)
 CLUSTER = b"c" * 16
 
 
-@attrs.define
-class Files:
+class Files(MemoryClusterFiles):
     """A directory without the file `table`."""
 
-    cluster_id: bytes = CLUSTER
-    was_made_with_cluster: bool = True
-
-    async def load(self) -> tuple[bytes, Table] | None:
-        return None
-
-    async def keep(self, cluster_id: bytes, table: Table) -> bool:
-        return True
-
-    async def adopt(self, cluster_id: bytes) -> None:
-        self.cluster_id = cluster_id
+    def __init__(self, cluster_id: bytes = CLUSTER, was_made_with_cluster: bool = True) -> None:
+        super().__init__(cluster_id)
+        self.was_made_with_cluster = was_made_with_cluster
 
 
 class NoLinks:

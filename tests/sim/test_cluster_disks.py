@@ -199,6 +199,15 @@ async def refused(stage: Stage, name: str) -> str:
     return line
 
 
+async def is_refused_and_replaced(stage: Stage, name: str, why: str) -> None:
+    """The line names the damage and the remedy, the others go on meanwhile, and the remedy helps."""
+    line = await refused(stage, name)
+    assert why in line
+    assert "`members remove`" in line
+    await goes_on(stage, name)
+    await replace(stage, name)
+
+
 async def a_bit_of_the_metadata_log_flips(stage: Stage) -> None:
     """That candidate does not start, whichever batch it was; the others go on, and after its replacement all is well (row 40)."""
     name = stage.controller
@@ -209,11 +218,7 @@ async def a_bit_of_the_metadata_log_flips(stage: Stage) -> None:
     assert len(places) > 3
     file, first, end = chance.choice(places)
     disk.flip(file, chance.randrange(first, end), 1 << chance.randrange(8))
-    line = await refused(stage, name)
-    assert "raft-log-0000000000000001 is damaged at byte" in line
-    assert "`members remove`" in line
-    await goes_on(stage, name)
-    await replace(stage, name)
+    await is_refused_and_replaced(stage, name, "raft-log-0000000000000001 is damaged at byte")
 
 
 async def a_bit_of_the_only_snapshot_of_the_metadata_flips(stage: Stage) -> None:
@@ -223,11 +228,7 @@ async def a_bit_of_the_only_snapshot_of_the_metadata_flips(stage: Stage) -> None
     await stage.cluster.kill(name)
     (file,) = [each for each in disk.names() if each.startswith(RAFT_SNAPSHOTS)]
     disk.flip(file, stage.world.random.randrange(len(disk.contents(file))))
-    line = await refused(stage, name)
-    assert "no snapshot of the metadata log" in line
-    assert "`members remove`" in line
-    await goes_on(stage, name)
-    await replace(stage, name)
+    await is_refused_and_replaced(stage, name, "no snapshot of the metadata log")
 
 
 async def a_bit_of_the_table_flips(stage: Stage) -> None:
