@@ -8,6 +8,7 @@ Each node is a process of its own: `govern --config examples/cluster3/node1.toml
 
 from __future__ import annotations
 
+import argparse
 import binascii
 import json
 import os
@@ -112,8 +113,10 @@ async def watch_a_death(processes: dict[int, subprocess.Popen[str]]) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Three nodes on this machine that are one registry.")
+    parser.add_argument("--story", action="store_true", help="on a fresh directory: kill the controller, tell what happens, and end")
+    is_story = parser.parse_args().story
     with ExitStack() as stack:
-        is_story = "--story" in sys.argv[1:]
         directory = stack.enter_context(tempfile.TemporaryDirectory()) if is_story else os.getcwd()
         processes = {number: stack.enter_context(running(number, directory)) for number in FILES}
         seconds = wait_for("all slots are assigned", has_all_slots)
