@@ -47,4 +47,6 @@ async def main(address: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/caller.py HOST:PORT")
     trio.run(main, sys.argv[1])

@@ -68,4 +68,6 @@ async def main(address: str, name: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python examples/polite_greeter.py HOST:PORT NAME")
     trio.run(main, sys.argv[1], sys.argv[2])
