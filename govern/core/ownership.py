@@ -90,7 +90,7 @@ class Ownership:
     def goes_back(self, table: Table) -> bool:
         """Whether a table gives this life of the node a slot in a lower term than it acts in: no log leads there."""
         runs = runs_of(table, self.me, self.boot_no)
-        return any(run.term < term for run in runs for term in self.terms[run.first : run.last + 1])
+        return any(run.term < max(self.terms[run.first : run.last + 1]) for run in runs)
 
     def take(self, table: Table) -> bool:
         """Follow a newer table; False for one that is not newer (O2)."""

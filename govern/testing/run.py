@@ -26,15 +26,15 @@ from typing import Final, Generic, TypeVar
 
 import attrs
 import trio
-from trio.testing import MockClock
 
-from .scheduler import Scheduler, install
+from .scheduler import Scheduler, install, make_clock
 
 T = TypeVar("T")
 
 _IDLE_PASSES_MAX: Final = 1000
 _STEPS_PER_MOMENT_MAX: Final = 1_000_000
 _STEPS_KEPT: Final = 20
+_STEPS_PER_HASH: Final = 256
 _address_in_name = re.compile(r"0x[0-9a-f]+")
 
 
@@ -71,7 +71,7 @@ class Outcome(Generic[T]):
     simulated_seconds: float
 
 
-class _Trace(trio.abc.Instrument):
+class _Trace:
     """A hash over all steps so far. Tasks are numbered as they are born, which is the same in every run; addresses are not."""
 
     def __init__(self, on_step: Callable[[float, str], None] | None) -> None:
@@ -79,48 +79,66 @@ class _Trace(trio.abc.Instrument):
         self._on_step = on_step
         self.last: deque[tuple[float, str]] = deque(maxlen=_STEPS_KEPT)
         self._hash = hashlib.blake2b(digest_size=16)
+        self._unhashed: list[tuple[float, str]] = []
         self._labels: dict[trio.lowlevel.Task, str] = {}
         self._born = 0
 
     @property
     def digest(self) -> str:
+        self._hash_steps()
         return self._hash.hexdigest()
 
-    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+    def spawned(self, task: trio.lowlevel.Task) -> None:
         self._born += 1
         self._labels[task] = f"{self._born} {_address_in_name.sub('', task.name)}"
 
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+    def step(self, now: float, task: trio.lowlevel.Task) -> None:
         self.steps += 1
-        step = (trio.current_time(), self._labels[task])
+        step = (now, self._labels[task])
         self.last.append(step)
-        self._hash.update(repr(step).encode())
+        self._unhashed.append(step)
+        if len(self._unhashed) >= _STEPS_PER_HASH:
+            self._hash_steps()
         if self._on_step is not None:
             self._on_step(*step)
 
-    def task_exited(self, task: trio.lowlevel.Task) -> None:
+    def exited(self, task: trio.lowlevel.Task) -> None:
         del self._labels[task]
+
+    def _hash_steps(self) -> None:
+        self._hash.update("".join(map(repr, self._unhashed)).encode())
+        self._unhashed.clear()
 
 
 class _Watch(trio.abc.Instrument):
-    """Ends a run that would not end by itself (R2).
+    """Writes the trace, and ends a run that would not end by itself (R2). One instrument and not two: trio's way to it costs as much as
+    what it does.
 
     A deadlock shows as trio polling again and again while no task runs: the virtual clock would have jumped to any deadline there is. The
     horizon is not a deadline, because then there always would be one. An instrument that raises is removed by trio without a word, so
     this one writes down what it saw and cancels the scenario.
     """
 
-    def __init__(self, scope: trio.CancelScope, horizon: float) -> None:
+    def __init__(self, clock: trio.abc.Clock, trace: _Trace, scope: trio.CancelScope, horizon: float) -> None:
         self.found: type[SimulationFailed] | None = None
+        self._clock = clock
+        self._trace = trace
         self._scope = scope
         self._horizon = horizon
         self._idle_passes = 0
         self._steps_now = 0
         self._now = 0.0
 
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self._trace.spawned(task)
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        self._trace.exited(task)
+
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._idle_passes = 0
-        now = trio.current_time()
+        now = self._clock.current_time()
+        self._trace.step(now, task)
         if now != self._now:
             self._now, self._steps_now = now, 0
             if self.found is None and now > self._horizon:
@@ -153,7 +171,8 @@ def simulate(
     `Livelock` or `HorizonPassed` (R2). Not to be called from inside a running trio loop.
     """
     scope = trio.CancelScope()
-    trace, watch = _Trace(on_step), _Watch(scope, horizon)
+    clock, trace = make_clock(), _Trace(on_step)
+    watch = _Watch(clock, trace, scope, horizon)
     end_seconds = [0.0]
 
     async def run_scenario() -> list[T]:
@@ -169,7 +188,7 @@ def simulate(
     results: list[T] = []
     try:
         with install(Scheduler(seed)):
-            results = trio.run(run_scenario, clock=MockClock(autojump_threshold=0), instruments=[trace, watch])
+            results = trio.run(run_scenario, clock=clock, instruments=[watch])
     except BaseException as error:
         failure = error
     if failure is None and results:

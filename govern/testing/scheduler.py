@@ -1,13 +1,15 @@
-"""The order of tasks, drawn from a seed; and processes that stand still.
+"""The order of tasks, drawn from a seed; a clock that jumps; and processes that stand still.
 
 Trio is deterministic but for one thing: the order in which it takes the tasks that can run. Its private names govern that order: a flag
 that makes it repeatable, and a generator that shuffles the tasks of a pass. A `Scheduler` is put in the place of the generator and sees
-every pass. This is the only module that touches private names of trio; a test says so plainly when a new trio no longer has them.
+every pass. The clock is trio's own `MockClock`, without its way over the machine's clock: the time is asked for several times in each step
+of each task. This is the only module that touches private names of trio; a test says so plainly when a new trio no longer has them.
 
 S1  While a scheduler is in force, the order of tasks depends on its seed and on what the tasks do, and on nothing else.
 S2  A task of a frozen process is not stepped. What would have woken it is kept, as a stopped process keeps its signals; after `thaw` it
     goes on with that. Time goes on meanwhile, for it as for everybody.
 S3  Trio is as it was when the scheduler is no longer in force, also after an error.
+S4  Time stands still while a task can run. When none can, it is the next deadline.
 
 A task belongs to the process in whose context it was started: `process` is a context variable, and children inherit it.
 """
@@ -18,10 +20,12 @@ import random
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final
 
 import trio
 from trio._core import _run as _trio_run
+from trio.testing import MockClock
 
 process: Final[ContextVar[object]] = ContextVar("process", default=None)
 """The simulated process of the running task; None for the world around them."""
@@ -60,6 +64,14 @@ class Scheduler:
     def is_frozen(self, name: object) -> bool:
         """Whether the process of that name stands still."""
         return name in self._frozen
+
+
+def make_clock() -> MockClock:
+    """A clock that starts at 0 and jumps as soon as every task waits (S4). Trio takes no other class than its own for that, and allows no
+    class below it."""
+    clock = MockClock(autojump_threshold=0)
+    vars(clock)["current_time"] = partial(getattr, clock, "_virtual_base")  # a rate of 0 adds nothing to it
+    return clock
 
 
 @contextmanager

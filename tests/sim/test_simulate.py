@@ -11,9 +11,11 @@ import sys
 import pytest
 import trio
 from trio._core import _run as trio_run
+from trio.testing import MockClock
 
 from govern.net.sim import SimNetwork
 from govern.testing import Deadlock, HorizonPassed, Livelock, Outcome, simulate
+from govern.testing.scheduler import make_clock
 
 Log = list[tuple[int, int, str, float]]
 
@@ -162,9 +164,28 @@ def test_a_run_leaves_the_scheduler_as_it_was() -> None:
 
 
 def test_trio_still_has_the_private_names() -> None:
-    """Canary: when a new trio fails here, govern/testing/scheduler.py must learn its new way to order tasks."""
+    """Canary: when a new trio fails here, govern/testing/scheduler.py must learn its new way to order tasks, or to keep the time."""
     assert type(vars(trio_run).get("_ALLOW_DETERMINISTIC_SCHEDULING")) is bool
     assert callable(getattr(vars(trio_run).get("_r"), "shuffle", None))
+    ours, plain = make_clock(), MockClock()
+    for clock in (ours, plain):
+        clock.jump(2.5)
+    assert ours.current_time() == plain.current_time() == 2.5
+
+
+def test_the_clock_stands_still_while_a_task_can_run() -> None:
+    """S4"""
+
+    async def sleep(seed: int) -> list[float]:
+        seen = []
+        for deadline in (0.5, 0.75, 1e6):
+            for _ in range(10):
+                await trio.lowlevel.checkpoint()
+                seen.append(trio.current_time())
+            await trio.sleep_until(deadline)
+        return [*seen, trio.current_time()]
+
+    assert simulate(0, sleep, horizon=2e6).result == [0.0] * 10 + [0.5] * 10 + [0.75] * 10 + [1e6]
 
 
 # --- R2: every run ends -----------------------------------------------------------------------------------------------------
