@@ -9,6 +9,8 @@ Hypothesis draws the same examples in every run, and measures no time: a test th
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
 
@@ -24,3 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def rewrite(request: pytest.FixtureRequest) -> bool:
     """True when golden data is to be written, not compared."""
     return bool(request.config.getoption("--rewrite"))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one more than there are processors, because the tests of real processes mostly wait."""
+    return (os.cpu_count() or 1) + 1

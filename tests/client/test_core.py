@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -9,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from govern.client import views
 from govern.client.core import SILENCE_SECONDS_MAX, ClientCore, HelloRefused, Phase
-from govern.client.views import Cursor
+from govern.client.views import Cursor, ServiceView, Views
 from govern.errors import (
     DiskFull,
     Gone,
@@ -646,6 +649,77 @@ def test_a_node_that_is_not_fresh_is_not_believed_whatever_it_repeats() -> None:
     for _ in range(4):
         beat(pair, View(ORDERS, Lsn(9, 0), True, False, []))
     assert not cursor.view.instances
+
+
+def believe_at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(views, "DOUBT_SECONDS", 0.0)
+
+
+def never_believe(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(views, "DOUBT_SECONDS", math.inf)
+
+
+def let_an_older_list_pass(patch: pytest.MonkeyPatch) -> None:
+    replace = Views._replace
+
+    def mutant(self: Views, view: ServiceView, message: View) -> None:
+        view.lsn = min(view.lsn, message.lsn)
+        replace(self, view, message)
+
+    patch.setattr(Views, "_replace", mutant)
+
+
+def believe_a_later_term(patch: pytest.MonkeyPatch) -> None:
+    replace = Views._replace
+
+    def mutant(self: Views, view: ServiceView, message: View) -> None:
+        if message.lsn.term > view.lsn.term:
+            view.lsn = LSN_ZERO
+        replace(self, view, message)
+
+    patch.setattr(Views, "_replace", mutant)
+
+
+def count_while_it_is_not_fresh(patch: pytest.MonkeyPatch) -> None:
+    node_fresh = Views.node_fresh
+
+    def mutant(self: Views, fresh: bool, now: float) -> None:
+        for view in self._held_back:
+            view.doubt_until = min(view.doubt_until, now + views.DOUBT_SECONDS)
+        node_fresh(self, fresh, now)
+
+    patch.setattr(Views, "node_fresh", mutant)
+
+
+def go_on_counting_elsewhere(patch: pytest.MonkeyPatch) -> None:
+    leave_node = ServiceView.leave_node
+
+    def mutant(self: ServiceView) -> None:
+        doubt_until = self.doubt_until
+        leave_node(self)
+        self.doubt_until = doubt_until
+
+    patch.setattr(ServiceView, "leave_node", mutant)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "check"),
+    [
+        (believe_at_once, lambda: test_a_slot_that_lost_what_it_had_is_believed_in_the_end(Lsn(5, 0))),
+        (never_believe, lambda: test_a_slot_that_lost_what_it_had_is_believed_in_the_end(Lsn(5, 0))),
+        (let_an_older_list_pass, test_a_view_never_goes_back),
+        (believe_a_later_term, test_those_who_come_back_to_a_slot_that_lost_them_are_waited_for),
+        (count_while_it_is_not_fresh, test_a_node_that_is_not_fresh_is_not_believed_whatever_it_repeats),
+        (go_on_counting_elsewhere, test_a_node_that_is_not_fresh_is_not_believed_whatever_it_repeats),
+    ],
+)
+def test_a_client_that_forgets_too_soon_or_never_is_found(
+    mutant: Callable[[pytest.MonkeyPatch], None], check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V13, broken in one place each."""
+    mutant(monkeypatch)
+    with pytest.raises(AssertionError):
+        check()
 
 
 def test_pushes_for_services_that_are_not_subscribed_are_ignored() -> None:
