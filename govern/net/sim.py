@@ -426,7 +426,8 @@ class SimNetwork:
     @property
     def taps(self) -> list[Tap]:
         """Each is called as `tap(source, target, connection_number, data)` with the bytes that arrive at a machine that lives, before
-        its program reads them. Machines are told by their names; both directions of a connection have the same number."""
+        its program reads them; with `b""` when a reset arrives that discards some which it has not read. Machines are told by their
+        names; both directions of a connection have the same number."""
         return self._traffic.taps
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -186,7 +186,8 @@ class Pipe:
         assert first is segment, "a pipe delivers in the order of sending (L1)"
         if segment.lost:
             return
-        if segment.kind is Kind.DATA and self._receiver.hears:
+        discards = segment.kind is Kind.RESET and self._receiver.has_unread
+        if self._receiver.hears and (segment.kind is Kind.DATA or discards):
             for tap in self._traffic.taps:
                 tap(self.link.source, self.link.target, self.number, segment.data)
         self._receiver.arrive(segment)
@@ -239,6 +240,11 @@ class End:
     def hears(self) -> bool:
         """Bytes that arrive now can still be read."""
         return not (self.fenced or self.closed or self.broken)
+
+    @property
+    def has_unread(self) -> bool:
+        """Bytes have arrived that were not read."""
+        return bool(self._unread)
 
     @property
     def readable(self) -> bool:

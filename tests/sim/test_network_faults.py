@@ -140,3 +140,28 @@ def test_a_tap_hears_what_arrives_with_the_number_of_its_connection() -> None:
             assert heard == []
 
     run(scenario)
+
+
+def test_a_tap_is_told_when_a_reset_discards_what_nobody_has_read() -> None:
+    """And not when everything was read before it."""
+
+    async def scenario(seed: int) -> None:
+        async with echo_pair(seed) as (network, _):
+            listener = await network.host("b").open_poller("0.0.0.0", 8)
+            heard: list[bytes] = []
+            network.taps.append(lambda *what: heard.append(what[-1]))
+            for reads in (True, False):
+                stream = await network.host("a").dial("b", 8)
+                await stream.send_all(b"x")
+                await trio.sleep(1)
+                (connection,) = listener.accept(2)
+                if reads:
+                    assert connection.recv() == b"x"
+                connection.send(b"unread at the other end: closing it is a reset")
+                await trio.sleep(1)
+                heard.clear()
+                await trio.aclose_forcefully(stream)
+                await trio.sleep(1)
+                assert heard == ([] if reads else [b""])
+
+    run(scenario)

@@ -52,7 +52,7 @@ class Bounds:
 
     def _tap(self, source: str, target: str, number: int, data: bytes) -> None:
         machine, sender = self._world.machines.get(target), self._world.machines.get(source)
-        if machine is not None and machine.disk is not None and (sender is None or sender.disk is None):
+        if data and machine is not None and machine.disk is not None and (sender is None or sender.disk is None):
             self._segments[source] = self._segments.get(source, 0) + 1
 
     def step(self) -> None:

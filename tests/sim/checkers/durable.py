@@ -83,7 +83,7 @@ class Durable:
 
         async def append_and_note(log: Log, records: Sequence[Record]) -> None:
             await append(log, records)
-            if isinstance(log._storage, SimStorage) and is_synced(log._storage):
+            if isinstance(log._storage, SimStorage) and is_synced(log._storage, log.segment_no):
                 slots = self._slots.setdefault(log._storage.name, {})
                 slots.update({record.slot: Lsn(record.term, record.seq) for record in records})
 
@@ -173,6 +173,11 @@ class Durable:
             raise Violation("7: no frame of any node was seen")
 
 
-def is_synced(storage: SimStorage) -> bool:
-    """Whether the platter has everything of the segments of the log that programs see."""
-    return all(not contents.unsynced for name, contents in storage._disk.names.items() if segment_number(name) is not None)
+def is_synced(storage: SimStorage, last: int | None = None) -> bool:
+    """Whether the platter has everything of the segments of the log that programs see; up to that one, because the next may just be made
+    while batches go on."""
+    for name, contents in storage._disk.names.items():
+        number = segment_number(name)
+        if number is not None and (last is None or number <= last) and contents.unsynced:
+            return False
+    return True

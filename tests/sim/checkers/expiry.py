@@ -4,7 +4,8 @@ The wire is tapped. For every session the checker knows when the last complete f
 node's process looked at it then. Silence is measured in time in which the process was not paused, as the checker itself counts it: a node
 that trusted another clock would measure more.
 
-T26  Expiry is proposed only for a session that was silent for nine tenths of the ttl; what arrived while the node stood still counts.
+T26  Expiry is proposed only for a session that was silent for nine tenths of the ttl; what arrived while the node stood still counts. What
+     a reset discards before it was read does not: TCP shows it to nobody.
 T28  What an expiry removes is under the lease for which it was proposed (by the shadow's fold).
 T30  A session that was silent for its ttl and `SLACK_SECONDS` holds nothing any more, if the node was not disturbed in that time.
 """
@@ -30,6 +31,9 @@ from .shadow import EPHEMERAL_FIELD, TTL_FIELD, Shadow
 TOLERANCE_SECONDS = 0.6  # a tick that comes late counts a quarter of a second, and this checker looks each tenth
 SLACK_SECONDS = 6.0  # four of hold after loading, one for a repeated proposal, and the commit
 CLUSTER_SLACK_SECONDS = 7.0  # more, with several nodes: until there is a controller, a registration and a lease
+
+DISCARDED = -1
+"""In the place of the life of the machine that could hear it: what a session said last, or some of it, was never to be read."""
 
 
 @attrs.define
@@ -95,6 +99,8 @@ class Expiry:
         wire = self._wires.get(number)
         if wire is None:
             wire = self._wires[number] = Wire(FrameReader(FRAME_BYTES_MAX_TO_CLIENT))
+        if not data and wire.session is not None and (wire.session, target) in self._heard:
+            self._heard[wire.session, target] = (DISCARDED, *self._heard[wire.session, target][1:])
         for raw in wire.reader.feed(data):
             message = build_message(raw) if wire.session is None else None
             if isinstance(message, Hello):
