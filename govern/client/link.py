@@ -139,6 +139,7 @@ class Link:
             return error
         self._failure = None
         try:
+            await trio.lowlevel.checkpoint_if_cancelled()  # a dial that succeeds is no checkpoint, and the core may have ended meanwhile
             self._links.local_host = network.local_host(stream)
             return await self._serve(stream)
         finally:

@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock
 
 import govern
+from govern.client.core import ClientCore, Phase
 from govern.client.leaving import LeaveBudget
 from govern.client.registry import Registry
 from govern.client.where import find_addresses
@@ -543,6 +544,48 @@ async def test_leaving_while_disconnected_does_not_wait(autojump_clock: MockCloc
         await registry.wait_connected()
         await trio.sleep(0.5)
         assert await registry.lookup("orders") == ()
+
+
+class LateDials(Dials):
+    """From some moment on a dial cannot be stopped: it succeeds two seconds later, also when nobody wants it any more."""
+
+    late = False
+
+    async def dial(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        stream = await super().dial(host, port)
+        if self.late:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(2)
+        return stream
+
+
+async def test_a_dial_that_succeeds_just_when_the_block_is_left_is_closed_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program leaves while a node comes back: its core has ended, and is not told of a stream."""
+    told: list[Phase] = []
+    dialled = ClientCore.dialled
+
+    def listen(core: ClientCore, now: float) -> None:
+        told.append(core.phase)
+        dialled(core, now)
+
+    monkeypatch.setattr(ClientCore, "dialled", listen)
+    async with open_world(1) as world:
+        await world.start(memory=True)
+        dials = LateDials(world.network.host("client"))
+        async with govern.connect("node1", environment=doors(world, dials=dials)) as registry:
+            await world.kill("node1")
+            await sleep_until(lambda: not registry.connected)
+            await world.start(memory=True)
+            dials.late = True
+            seen = len(dials.times)
+            await sleep_until(lambda: len(dials.times) > seen)
+        assert told == [Phase.DOWN]
+        node = world.machines["node1"].node
+        assert node is not None
+        await trio.sleep(1)
+        assert node.status()["connections"] == 0
 
 
 async def test_the_allowance_for_leaving_comes_back_with_time(autojump_clock: MockClock) -> None:

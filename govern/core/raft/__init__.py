@@ -6,7 +6,8 @@ lease is, never what is committed.
 
 R1   A vote is given to one candidate per term, to one whose log is not behind (last term, then last index), and not within an election
      timeout of hearing a leader, unless the leader itself wants the change (`transfer`). A trial vote (PreVote) passes the same tests,
-     changes nothing, and is not kept. After a restart a member behaves as if it had heard a leader just then: it may have.
+     changes nothing, and is not kept. After a restart a member behaves as if it had heard a leader just then: it may have. Who led has
+     heard a leader, itself, when the newest round began that a majority answered.
 R2   A grant carries the term that was asked for, a refusal one's own.
 R3   A lower term is answered with one's own by whoever gets an Append, a piece of a snapshot, a vote or a trial vote of it: nobody is stuck
      with a term that others have passed.

@@ -536,6 +536,7 @@ class RaftCore:
     def _end_leadership(self) -> None:
         leading, self._leading = self._leading, None
         if leading is not None:
+            self._heard_us = leading.proved_us  # R1: it was the leader itself that it heard
             self._confirmed += leading.confirmed
             self._failed_reads += leading.reads
 

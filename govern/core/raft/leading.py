@@ -109,6 +109,11 @@ class Leading:
 
     # --- rounds, lease, reads ---------------------------------------------------------------------------------------------------
 
+    @property
+    def proved_us(self) -> int | None:
+        """When the newest round began that a majority has answered; None when there was none, or it proves nothing any more (D2)."""
+        return self.lease_until_us - self._timing.lease_us if self.lease_until_us else None
+
     def start_round(self, now_us: int, commit: int) -> None:
         """Ask all whether this is still their leader, and let waiting reads go with that (D1)."""
         self._now_us = now_us

@@ -21,12 +21,15 @@ C8  All hand out the same entries, and snapshots are of their fold.
 C9  While one has the lease there is no leader of a later term.
 C10 The index of a read is not lower than what was committed when it was asked for.
 C11 (at the end) One leads, everybody has everything, and new proposals are committed.
+C12 Nobody else is elected before an election timeout is over, by the fastest clock, since a round began that a majority answered; unless
+    the leader has handed over. Leases of nodes are counted from that.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
+import math
 import random
 import sys
 import zlib
@@ -60,6 +63,8 @@ from .words import describe, describe_write
 FAULT_SECONDS: Final = 5.0
 HEALING_SECONDS: Final = 12.0
 TIMING: Final = Timing()
+RATE_MAX: Final = 1.1
+"""No clock is faster."""
 
 
 @contextmanager
@@ -92,6 +97,10 @@ class Place:
     def clock(self, now: float) -> int:
         """Its own time."""
         return int((self.offset + now * self.rate) * 1e6)
+
+    def moment(self, clock_us: int) -> float:
+        """When that is by its own time."""
+        return (clock_us / 1e6 - self.offset) / self.rate
 
 
 @attrs.frozen
@@ -158,6 +167,8 @@ class Run:
         self._digests: dict[int, int] = {}  # C8
         self._memberships: list[Membership] = []  # C6
         self._votes: dict[tuple[Member, int], Member] = {}  # C4
+        self._proved_at: dict[Member, float] = {}  # C12
+        self._handed_over: dict[Member, int] = {}  # to whom the leader gave up, and in which term it was going to stand
         self._disks: dict[Member, Disk] = {}  # also of those that are lost: they had what they had (C5)
         self._lost: list[Member] = []
         self._broken: dict[tuple[int, int], float] = {}  # until when nothing goes from one to the other
@@ -222,7 +233,7 @@ class Run:
         disk = Disk()
         member = Member(node_id, b"1".ljust(16, b"\0"))
         self._disks[member] = disk
-        return Place(node_id, member, disk, self.chance.uniform(0.9, 1.1), self.chance.uniform(0.0, 100.0))
+        return Place(node_id, member, disk, self.chance.uniform(0.9, RATE_MAX), self.chance.uniform(0.0, 100.0))
 
     def _bootstrap(self) -> None:
         """The first candidate's log names the first voters; nobody else has anything."""
@@ -340,6 +351,10 @@ class Run:
             self.say(f"= {core!r}")
             if core.role is Role.LEADER:
                 self._judge_leader(place, core)
+        if core.lease_until_us:
+            self._proved_at[place.member] = place.moment(core.lease_until_us - TIMING.lease_us)
+        elif core.role is Role.LEADER:
+            self._proved_at.pop(place.member, None)  # handed over, or nothing was answered yet in this term
         if core.role is Role.LEADER and core.term < self.term_max:
             assert not core.has_lease(place.clock(self.now)), f"C9: {core!r} has the lease in term {self.term_max}"
         assert core.commit >= place.commit, f"C5: {core!r} went back from {place.commit}"
@@ -350,6 +365,9 @@ class Run:
         before = self._leaders.setdefault(core.term, place.member)
         assert before == place.member, f"C1: {before} and {place.member} lead in term {core.term}"
         self.term_max = max(self.term_max, core.term)
+        since = self.now - max((at for leader, at in self._proved_at.items() if leader != place.member), default=-math.inf)
+        if self._handed_over.get(place.member) != core.term:
+            assert since >= TIMING.election_us / 1e6 / RATE_MAX, f"C12: {core!r} is elected {since:.3f} s after a majority heard a leader"
         last = self._committed.get(self._committed_last)
         if last is not None:
             here = core.log.term_of(last.index)
@@ -390,6 +408,8 @@ class Run:
             return
         assert message.term <= hard.term, f"C7: {message} and the disk has {hard}"
         if isinstance(message, Vote):
+            if message.transfer:
+                self._handed_over[place.member] = message.term
             assert hard.term > message.term or hard.voted_for == place.member, f"C7: {message} and the disk has {hard}"
         elif isinstance(message, VoteAnswer) and message.granted:
             assert hard.term > message.term or hard.voted_for == message.to, f"C7: {message} and the disk has {hard}"

@@ -115,6 +115,15 @@ class RestartForgetsLeader(RaftCore):
         self._heard_us = None
 
 
+class ForgetsThatItLed(RaftCore):
+    """R1: whoever led until now heard nobody, so it votes at once."""
+
+    def _end_leadership(self) -> None:
+        heard_us = self._heard_us
+        super()._end_leadership()
+        self._heard_us = heard_us
+
+
 class VotesForShortLogs(RaftCore):
     """R1: only the last index is compared."""
 

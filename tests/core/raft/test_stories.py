@@ -14,7 +14,7 @@ from govern.core.raft.core import RaftCore, Role
 from govern.core.raft.leading import Leading
 from govern.core.raft.log import Log
 from govern.core.raft.types import HardState, NotLeader
-from govern.peer_messages import Append, RaftMessage
+from govern.peer_messages import Append, AppendAnswer, PreVote, PreVoteAnswer, RaftMessage
 
 from . import mutants, test_log
 from .heap import TIMING, Place, Run
@@ -178,6 +178,27 @@ def a_restart_forgets_no_leader(cores: Cores) -> None:
     rig.deliver()
     assert rig.core(1).has_lease(rig.now_us)
     assert rig.core(2).role is not Role.LEADER, f"{rig.core(2)!r} while 1 has the lease"
+
+
+def a_deposed_leader_has_heard_itself(cores: Cores) -> None:
+    """One led until a moment ago, and learns of a later term that nobody leads. A majority heard it: so it votes for nobody before an
+    election timeout is over since the round with which that is proven, for leases are counted on it."""
+    rig = make_rig(cores, 1, 2, 3)
+    rig.elect(1)
+    rig.advance(0.5)
+    core = rig.core(1)
+    proved_us = core.lease_until_us - TIMING.lease_us
+    assert rig.now_us - proved_us < TIMING.election_us // 2
+    rig.hand(AppendAnswer(core.me, make_member(3), core.term + 1, False, 0, 0, 0))
+    assert core.role is Role.FOLLOWER
+    rig.mail.clear()
+    for after_us, granted in ((TIMING.election_us - 1, False), (TIMING.election_us, True)):
+        rig.now_us = proved_us + after_us
+        core.step(PreVote(core.me, make_member(3), core.term + 1, core.last_index, core.log.last_term), rig.now_us)
+        rig.settle(1)
+        (answer,) = rig.take(1, 3)
+        assert isinstance(answer, PreVoteAnswer)
+        assert answer.granted is granted
 
 
 def a_leader_alone_steps_down(cores: Cores) -> None:
@@ -349,6 +370,7 @@ STORIES: list[tuple[Callable[[Cores], None], type[RaftCore]]] = [
     (old_answers_give_no_lease, mutants.OldTermsCount),
     (who_hears_a_leader_is_not_asked_away, mutants.VotesWhileLed),
     (a_restart_forgets_no_leader, mutants.RestartForgetsLeader),
+    (a_deposed_leader_has_heard_itself, mutants.ForgetsThatItLed),
     (a_leader_alone_steps_down, mutants.StaysLeader),
     (an_offer_ends_the_lease, mutants.OfferedKeepsLease),
     (a_read_waits_for_a_new_round, ReadJoinsRound),
