@@ -95,9 +95,13 @@ class Administration:
             asked = AskController(self._node_id, self._number, word.message.verb, word.message.node_id, word.message.options)
             if manager.controller is not None:
                 self.asked(manager, asked)
-            elif manager.leader in (None, self._node_id) or not manager.deliver(manager.leader or 0, asked):
-                text = "there is no controller now: govern status tells why; try again when there is one"
-                self.take_answer(ControllerAnswer(self._node_id, self._number, NoController.reason, text, {}))
+            elif manager.leader is None or manager.leader == self._node_id:
+                self._nobody(self._number, "there is no controller now: govern status tells why; try again when there is one")
+            elif not manager.deliver(manager.leader, asked):
+                self._nobody(self._number, f"node {self._node_id} has no link to the controller, node {manager.leader}: ask another node")
+
+    def _nobody(self, number: int, text: str) -> None:
+        self.take_answer(ControllerAnswer(self._node_id, number, NoController.reason, text, {}))
 
     def take_answer(self, answer: ControllerAnswer) -> None:
         """The controller's answer to a word that came to this node."""
@@ -207,8 +211,9 @@ class Administration:
             name = "no other voter" if node_id == 0 else f"node {node_id} is not a member"
             known = ", ".join(str(member.node_id) for member in membership.members)
             raise DecisionRefused(f"{name}: members are {known}")
-        gone = [member for member in found if node is None or member.disk_id != node.disk_id]
-        return (gone or found)[0]  # of two with one id, `remove` means the one whose disk is gone
+        here = [member for member in found if node is not None and member.disk_id == node.disk_id]
+        gone = [member for member in found if member not in here]
+        return (gone + here if verb == "remove" else here + gone)[0]  # of two with one id; who is removed is the one whose disk is gone
 
     # --- what is told -----------------------------------------------------------------------------------------------------------
 

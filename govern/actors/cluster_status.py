@@ -27,11 +27,11 @@ class ClusterStatus:
     def _membership(self) -> Membership:
         return Membership() if self._election is None else self._election.membership
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self, is_fresh: bool) -> dict[str, Any]:
         """The part of `status --json` that is about the cluster."""
         return {
             "role": self._role(),
-            "controller": self._manager.leader,
+            "controller": self._manager.leader if is_fresh or self._manager.follows_log else None,  # else it is who was it once
             "term": 0 if self._election is None else self._election.term,
             "table_version": self._ownership.table.version,
             "slots": self._ownership.acting_count,
@@ -91,15 +91,24 @@ class ClusterStatus:
             texts.append(
                 f"the controller refuses this node: {refusal}" if refusal else "this node is not registered with the controller yet"
             )
-        elif not is_fresh:
+        elif not is_fresh and manager.follows_log:
             texts.append(f"no lease: the controller, node {manager.leader}, does not answer; nothing expires, and reads are marked stale")
+        elif not is_fresh:
+            texts.append(
+                f"no lease: no controller has answered since it ended, the last one was node {manager.leader}; nothing expires, and reads "
+                "are marked stale"
+            )
         return texts + self._about_the_table()
 
     def _no_controller(self) -> str:
         voters = [candidate for candidate in self._candidates() if candidate["voter"]]
         effect = "what is registered stays, can be read and changed, and does not expire"
         if not voters:
-            return f"no controller is known, and no candidate can be reached: {effect}"
+            linked = [str(node_id) for node_id, hello in sorted(self._links.peers().items()) if hello.candidate]
+            if not linked:
+                return f"no controller is known, and no candidate can be reached: {effect}"
+            names = f"candidate{'s' * (len(linked) > 1)} {_in_words(linked)}"
+            return f"no controller: {names} can be reached and know{'s' * (len(linked) == 1)} of none; until then {effect}"
         missing = [str(candidate["node_id"]) for candidate in voters if not candidate["reachable"]]
         if 2 * (len(voters) - len(missing)) > len(voters):
             return f"no controller: an election is under way; until then {effect}"

@@ -348,7 +348,7 @@ class Node:
             "node_id": self.config.node_id,
             "cluster_id": self.cluster_id,
             "version": VERSION,
-            **self._cluster_status.fields(),
+            **self._cluster_status.fields(is_fresh),
             "fresh": is_fresh,
             "mode": "memory" if self._directory is None else "disk",
             "clients": join_address(*self.address),

@@ -336,6 +336,7 @@ class SlotManager:
         elif self._forming is not None and not self.bootstrap.has_cluster:
             cluster_id, voters = self._forming
             if not await keep(cluster_id, EMPTY):
+                self._forming = None  # everything is open again: others may form a cluster before there is space
                 return False
             await self._election_mailbox.put(Form(0, voters, ClusterInit(cluster_id).pack()))
         table = self._ownership.table
@@ -517,14 +518,14 @@ class SlotManager:
             standing.registered(answer, now_us)
         else:
             standing.heartbeat_ok(answer, now_us, boot_us)
-            if not self._follows_log:
+            if not self.follows_log:
                 self.leader = standing.controller  # nobody else tells it
         self._ownership.lease_until_us = standing.lease_until_us
         if standing.newest_version > self._ownership.table.version:
             self._ask_table(answer.via, now_us)
 
     @property
-    def _follows_log(self) -> bool:
+    def follows_log(self) -> bool:
         """Whether this node has a part in the log and hears of it. A candidate that nobody has added yet has none; one that was removed may
         not know that, for no leader speaks with it any more."""
         election = self._election
@@ -532,7 +533,7 @@ class SlotManager:
 
     def _ask_table(self, node_id: int, now_us: int) -> None:
         """Whoever does not follow the log asks for the table; who does will hear of it from there."""
-        if not self._follows_log and now_us / 1e6 >= self._table_asked_at + TABLE_ASK_SECONDS:
+        if not self.follows_log and now_us / 1e6 >= self._table_asked_at + TABLE_ASK_SECONDS:
             self._table_asked_at = now_us / 1e6
             self.deliver(node_id, TableAsk(self._ownership.table.version))
 
@@ -541,7 +542,7 @@ class SlotManager:
         return node_id == self._myself.node_id or (hello is not None and hello.candidate)
 
     def _take_page(self, node_id: int, page: TablePart) -> None:
-        if self._follows_log or not self._is_candidate(node_id):
+        if self.follows_log or not self._is_candidate(node_id):
             _log.debug("node %d sent a table that nobody wants of it", node_id)  # G6
             return
         try:

@@ -56,10 +56,10 @@ async def _nodes(found: argparse.Namespace, registry: Registry) -> tuple[list[di
         answer = await in_time(found, registry, lambda: registry.administer("nodes"))
         rows: list[dict[str, Any]] = answer["nodes"]
         return [{**row, "controller": row["node_id"] == answer["controller"]} for row in rows], True
-    except NoController:
+    except NoController as error:
         state = await in_time(found, registry, registry.status)
         table: Table = await in_time(found, registry, registry.table)
-        print_error(f"there is no controller now; this is what node {state['node_id']} knows")
+        print_error(f"{str(error).partition(':')[0]}; this is what node {state['node_id']} knows")
         voters = [candidate["node_id"] for candidate in state["candidates"] if candidate["voter"]]
         return [
             {
@@ -71,7 +71,7 @@ async def _nodes(found: argparse.Namespace, registry: Registry) -> tuple[list[di
                 "state": node.state,
                 "primaries": table.primaries(node.node_id),
                 "copies": table.copies(node.node_id),
-                "controller": False,
+                "controller": node.node_id == state["controller"],
             }
             for node in table.nodes
         ], False

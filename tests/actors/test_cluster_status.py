@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from govern.actors.cluster_status import ClusterStatus, _in_words, _seen_in
+from govern.core.meta import MetaState
 from govern.core.ownership import Ownership
 from govern.core.raft.types import Membership
 from govern.core.table import DOWN, EMPTY, UP, SlotRun, Table, TableNode
-from govern.peer_messages import Member
+from govern.peer_messages import Member, PeerHello
 
 
 def node(node_id: int, state: str, registered_at: int) -> TableNode:
@@ -66,6 +67,62 @@ def members(*node_ids: int) -> tuple[Member, ...]:
 def status_of(election: Asked | None) -> ClusterStatus:
     options: dict[str, Any] = {"manager": None, "election": election, "links": Unlinked()}
     return ClusterStatus(node_id=1, ownership=Ownership(members(1)[0], 1), **options)
+
+
+class Linked:
+    """Links to candidate 2, and to node 5, which is none."""
+
+    def peers(self) -> dict[int, Any]:
+        return {node_id: PeerHello(1, b"c" * 16, node_id, bytes([node_id]) * 16, 1, node_id == 2, "", "", ()) for node_id in (2, 5)}
+
+    def refusals(self) -> dict[int, str]:
+        return {}
+
+    expelled = ""
+
+
+class Bootstrapped:
+    """It belongs to a cluster."""
+
+    waiting = None
+    has_cluster = True
+
+
+class Registered:
+    """The controller knows this life."""
+
+    is_registered = True
+
+
+class Led(NamedTuple):
+    """A slot manager that knew a controller once, or never."""
+
+    leader: int | None
+    follows_log: bool = False
+    controller: None = None
+    meta: MetaState = MetaState()
+    bootstrap: Bootstrapped = Bootstrapped()
+    standing: Registered = Registered()
+
+
+def test_a_node_without_a_part_in_the_log_tells_what_it_can_know() -> None:
+    """Whom it reaches, and who led last; not that a controller does not answer which may not be one any more."""
+    ownership = Ownership(members(1)[0], 1)
+    texts = []
+    for links in (Unlinked(), Linked()):
+        options: dict[str, Any] = {"manager": Led(None), "election": None, "links": links}
+        texts.append(ClusterStatus(node_id=1, ownership=ownership, **options)._about_the_cluster(False))
+    assert texts[0][0].startswith("no controller is known, and no candidate can be reached: ")
+    assert texts[1][0].startswith("no controller: candidate 2 can be reached and knows of none; until then ")
+    for follows, text, named in (
+        (False, "no lease: no controller has answered since it ended, the last one was node 3; nothing expires", None),
+        (True, "no lease: the controller, node 3, does not answer; nothing expires", 3),
+    ):
+        options = {"manager": Led(3, follows), "election": None, "links": Linked()}
+        status = ClusterStatus(node_id=1, ownership=ownership, **options)
+        assert status.degraded(False)[0].startswith(text)
+        assert status.fields(False)["controller"] == named
+        assert status.fields(True)["controller"] == 3
 
 
 def test_a_bad_number_of_voters_is_a_notice() -> None:

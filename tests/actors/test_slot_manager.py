@@ -19,14 +19,17 @@ from govern.actors.neighbours import Myself
 from govern.actors.runtime import Mailbox
 from govern.actors.slot_manager import SlotManager
 from govern.core.controller import Controller
+from govern.core.links import Link
 from govern.core.meta import NO_CLUSTER, ApplyFailed, ClusterInit, MetaState, NodeJoined, unpack_record
 from govern.core.ownership import Ownership
-from govern.core.raft.types import DATA, Timing
-from govern.core.requests import Identity
+from govern.core.raft.types import DATA, Membership, Timing
+from govern.core.requests import Identity, Word
 from govern.core.standing import Health
+from govern.core.table import UP, Table, TableNode
 from govern.environment import SimulatedClock
-from govern.messages import Message
-from govern.peer_messages import AskController, Entry, Member, NodeHeartbeat, NodeRegister, PeerHello, TablePart
+from govern.errors import NoController
+from govern.messages import Administer, Message
+from govern.peer_messages import AskController, ControllerAnswer, Entry, Member, NodeHeartbeat, NodeRegister, PeerHello, TablePart
 from govern.storage.raft_log import MemoryRaftLog
 
 ME = Member(1, b"d" * 16)
@@ -102,7 +105,7 @@ class Rig:
         return self.wanted.get_all(100)
 
 
-def make_rig(files: Files, links: NoLinks | None = None) -> Rig:
+def make_rig(files: Files, links: NoLinks | None = None, initial: tuple[int, ...] = ()) -> Rig:
     mailbox, wanted = Mailbox[ManagerMail]("slot_manager", capacity=64), Mailbox[ElectionMail]("election", capacity=64)
     chance, ownership, clock = random.Random(1), Ownership(ME, 3), SimulatedClock()
     election = Election(
@@ -123,7 +126,7 @@ def make_rig(files: Files, links: NoLinks | None = None) -> Rig:
         random=chance,
     )
     manager = SlotManager(
-        myself=Myself(member=ME, boot_no=3, initial=(), is_candidate=True, is_volatile=False),
+        myself=Myself(member=ME, boot_no=3, initial=initial, is_candidate=True, is_volatile=False),
         configured={},
         identity=Identity(node_id=1, cluster_id="", version=""),
         ownership=ownership,
@@ -151,6 +154,85 @@ async def test_a_directory_that_joined_never_begins_the_log_of_its_cluster(autoj
         await nursery.start(lambda task_status: rig.manager.run(task_status=task_status))
         assert [type(mail) for mail in await rig.wants()] == [Form if made_with_cluster else Join]
         nursery.cancel_scope.cancel()
+
+
+class FullFiles(Files):
+    """A directory on a disk without space."""
+
+    space = False
+
+    async def keep(self, cluster_id: bytes, table: Table) -> bool:
+        return self.space
+
+
+class OneLink(NoLinks):
+    """Node 2 is there, with the same initial candidates."""
+
+    cluster_id = NO_CLUSTER
+
+    def peers(self) -> Mapping[int, PeerHello]:
+        return {2: PeerHello(1, self.cluster_id, 2, b"2" * 16, 1, True, "", "", (1, 2))}
+
+
+async def test_a_cluster_that_could_not_be_formed_for_want_of_space_is_not_formed_when_there_is_another(autojump_clock: MockClock) -> None:
+    """Nothing was durable, so nothing was decided; it would be a cluster of which nobody else is a part."""
+    links, files = OneLink(), FullFiles(cluster_id=NO_CLUSTER)
+    rig = make_rig(files, links, initial=(1, 2))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: rig.manager.run(task_status=task_status))
+        await trio.sleep(5)
+        assert rig.manager._forming is not None
+        links.cluster_id = CLUSTER
+        await trio.sleep(5)
+        files.space = True
+        await trio.sleep(5)
+        assert rig.manager.cluster_id == CLUSTER
+        assert [type(mail) for mail in await rig.wants()] == [Join]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_cluster_is_formed_as_soon_as_there_is_space(autojump_clock: MockClock) -> None:
+    """The same, and nobody else was faster."""
+    files = FullFiles(cluster_id=NO_CLUSTER)
+    rig = make_rig(files, OneLink(), initial=(1, 2))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: rig.manager.run(task_status=task_status))
+        await trio.sleep(5)
+        files.space = True
+        await trio.sleep(2.5)
+        assert [type(mail) for mail in await rig.wants()] == [Form]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("leader", "text"),
+    [
+        (None, "there is no controller now: govern status tells why; try again when there is one"),
+        (1, "there is no controller now: govern status tells why; try again when there is one"),
+        (3, "node 1 has no link to the controller, node 3: ask another node"),
+    ],
+)
+async def test_a_word_that_does_not_reach_the_controller_says_why(
+    leader: int | None, text: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """That there is none, and that there is one which this node cannot reach, are two things."""
+    rig = make_rig(Files())
+    rig.manager.leader = leader
+    said: list[ControllerAnswer] = []
+    monkeypatch.setattr(Administration, "take_answer", lambda self, answer: said.append(answer))
+    rig.manager._administration.take_words(rig.manager, [Word(Link("c", "n", 0), 1, Administer("nodes", 0, {}))])
+    assert [(answer.code, answer.text) for answer in said] == [(NoController.reason, text)]
+
+
+def test_of_two_members_with_one_id_each_verb_means_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learner lost its disk before it was promoted, and was added again: the one whose disk is here is promoted, the other removed."""
+    rig = make_rig(Files())
+    gone, here = Member(4, b"1" * 16), Member(4, b"2" * 16)
+    monkeypatch.setattr(Election, "membership", Membership((ME,), (gone, here)))
+    row = TableNode(node_id=4, disk_id=here.disk_id, boot_no=1, clients="c", peers="p", candidate=True, state=UP, registered_at=9)
+    rig.manager._ownership.table = Table(9, (row,), ())
+    member = rig.manager._administration._member
+    assert [member(verb, 4) for verb in ("add", "promote", "transfer", "remove")] == [here, here, here, gone]
 
 
 async def test_what_found_no_room_in_the_log_is_proposed_again(autojump_clock: MockClock) -> None:
