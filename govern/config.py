@@ -57,7 +57,7 @@ def _key(default: Any, *, doc: str, low: float | None = None, high: float | None
 
 @attrs.frozen(kw_only=True)
 class Config:
-    """What a node can be told. Sizes are bytes, times are seconds."""
+    """What a node can be told. Sizes are bytes, times are seconds. `govern config` prints each key with its meaning and its default."""
 
     node_id: int = _key(1, low=1, high=NODE_ID_MAX, doc="The number of this node, unique in its cluster and never given to another one.")
     listen: str = _key(

@@ -54,7 +54,8 @@ class ServiceKey(NamedTuple):
 class Lsn(NamedTuple):
     """The place of one operation in the log of its slot; ordered, and unique for its content.
 
-    `term` grows with every start of a primary, `seq` by one with every operation of the slot. In JSON it is `[term, seq]`.
+    `term` is the index of the metadata record that granted the slot to its node, so it grows with each grant, and `seq` grows by one with
+    every operation of the slot. In JSON it is `[term, seq]`.
     """
 
     term: int
@@ -112,7 +113,7 @@ class Instance:
         return join_address(self.host, self.port)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields in their documented JSON shape: lsns as `[term, seq]`."""
+        """The fields in the JSON shape of `lookup` in docs/operations.md: lsns as `[term, seq]`."""
         return {
             "id": self.id,
             "host": self.host,
@@ -141,13 +142,17 @@ class ServiceInfo:
     instances: int
 
     def to_json(self) -> dict[str, Any]:
-        """The fields in their documented JSON shape."""
+        """The fields in the JSON shape of `services` in docs/operations.md."""
         return {"namespace": self.namespace, "name": self.name, "slot": self.slot, "instances": self.instances}
 
 
 @attrs.frozen(kw_only=True)
 class Change:
-    """One step of a live view, already applied when it is seen: what was added and updated, and the ids that went."""
+    """One step of a live view, already applied when it is seen: what was added and updated, and the ids that went.
+
+    `lsn` is where the view stands after it. `full` says that `added` is the whole list, as in the first line of `govern watch`; what a
+    live view yields are differences. A change is true when it changes anything.
+    """
 
     service: ServiceKey
     lsn: Lsn

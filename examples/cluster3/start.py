@@ -112,24 +112,31 @@ async def watch_a_death(processes: dict[int, subprocess.Popen[str]]) -> None:
         print("Its view was never stale." if not seen_stale else "Its view was stale for a while: this machine is slow.")
 
 
+def stop(number: int, frame: object) -> None:
+    """Leave the blocks of all nodes, which stops them."""
+    print("stopping", flush=True)
+    sys.exit()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Three nodes on this machine that are one registry.")
     parser.add_argument("--story", action="store_true", help="on a fresh directory: kill the controller, tell what happens, and end")
     is_story = parser.parse_args().story
+    for number in (signal.SIGINT, signal.SIGTERM):  # also when a shell started this in the background and lets it ignore Ctrl-C
+        signal.signal(number, stop)
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory()) if is_story else os.getcwd()
         processes = {number: stack.enter_context(running(number, directory)) for number in FILES}
         seconds = wait_for("all slots are assigned", has_all_slots)
-        print(f"All 16384 slots are assigned, {seconds:.1f} s after the last node was ready. Clients enter through any of {WHERE}")
+        print(f"All 16384 slots are assigned, {seconds:.1f} s after the last node was ready.")
+        print(f"Clients enter through any of {WHERE}")
         if is_story:
             trio.run(watch_a_death, processes)
             print("Everything happened as it should.")
             return
-        print(f"Look at it:  govern nodes --connect {CLIENTS[1]}     Ctrl-C stops it.", flush=True)
-        try:
-            signal.pause()
-        except KeyboardInterrupt:
-            print("stopping")
+        print(f"Look at it:  {sys.executable} -m govern nodes --connect {CLIENTS[1]}")
+        print("Ctrl-C stops it.", flush=True)
+        signal.pause()
 
 
 if __name__ == "__main__":

@@ -326,7 +326,7 @@ class Node:
             await self._metadata_log.close()
 
     def status(self) -> dict[str, Any]:
-        """The state of the node in the documented shape of `status --json`."""
+        """The state of the node in the shape of `status --json` (docs/operations.md)."""
         log = None if self._directory is None or not self._store.loaded.is_set() else self._directory.log
         fsync_ms = 0.0 if log is None else log.fsync_ms
         lag_ms = self._detector.loop_lag_ms

@@ -262,6 +262,7 @@ def _confirmed(is_said: bool) -> bool:
     """Whether a person means it."""
     if is_said:
         return True
-    print_line("This makes one candidate a cluster of its own. Do it only when most candidates are lost for good:")
-    print_line(f"if one of them still runs there will be two clusters. Type `{CONFIRMATION}` to go on:")
+    print_line("This makes one candidate a cluster of its own. Do it only when most candidates")
+    print_line("are lost for good: if one of them still runs there will be two clusters.")
+    print_line(f"Type `{CONFIRMATION}` to go on:")
     return sys.stdin.readline().strip() == CONFIRMATION

@@ -63,7 +63,8 @@ flags:
   --version   show the version
 
 Exit codes: 0 done, 1 refused, not found or not well, 2 wrong usage, 3 cannot
-reach the registry.
+reach the registry, 128 + n ended by signal n. `register` with a command ends
+as that does; `serve --help` has those of a node.
 """
 
 
@@ -185,7 +186,8 @@ def serve_parser() -> Parser:
         "[serve] [--config FILE] [FLAGS]",
         "Run a node until it is told to stop by Ctrl-C or SIGTERM. When it is ready it prints one line with its addresses.",
         'Every flag but --config and --salvage is also a key of the file and a variable: --data-dir is data_dir = "..." and '
-        "GOVERN_DATA_DIR. Flags win over variables, variables over the file.",
+        "GOVERN_DATA_DIR. Flags win over variables, variables over the file. Exit codes: 0 ended by a signal, 1 the data directory or the "
+        "address cannot be used, 2 wrong usage or configuration, 70 the disk failed while serving.",
     )
     _add_keys(parser)
     parser.add_argument(

@@ -14,7 +14,7 @@ from typing import Any, Final
 import trio
 
 from ..client import LiveView, Registry, connect
-from ..model import Change, Instance
+from ..model import Change, Instance, check_name
 from .output import (
     INSTANCE_COLUMNS,
     columns,
@@ -36,7 +36,11 @@ CHECK_SECONDS: Final = 0.25
 
 @asynccontextmanager
 async def open_registry(found: argparse.Namespace) -> AsyncIterator[Registry]:
-    """The registry that the command names, in the namespace that it names."""
+    """The registry that the command names, in the namespace that it names. What is not valid is refused before anything is dialled."""
+    if getattr(found, "name", None) is not None:
+        check_name(found.name)
+    if getattr(found, "id", None) is not None:
+        check_name(found.id, "instance id")
     namespace = getattr(found, "namespace", None) or "default"
     async with connect(found.connect, namespace=namespace, timeout=found.timeout) as registry:
         yield registry

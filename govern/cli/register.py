@@ -28,6 +28,7 @@ import trio
 from ..client import Registration, connect
 from ..environment import real_environment
 from ..errors import GovernError
+from ..model import Instance, check_instance, check_name
 from .output import print_error
 from .process import EXIT_DONE, EXIT_REFUSED, EXIT_SIGNALLED, NotInTime, exit_code_of, print_failure
 
@@ -184,11 +185,8 @@ class Wrapper:
     async def _register(self, stack: AsyncExitStack) -> Registration:
         """The acknowledged registration; raises `Unreachable` when the registry cannot be reached, `NotInTime` when it does not answer."""
         found = self._found
-        registry = await stack.enter_async_context(connect(found.connect, namespace=found.namespace, timeout=found.timeout))
-        instance: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "port": found.port,
-            "host": found.host,
-            "id": found.id,
             "protocol": found.protocol,
             "weight": found.weight,
             "zone": found.zone,
@@ -197,7 +195,12 @@ class Wrapper:
             "ttl": found.ttl,
             "ephemeral": not found.persistent,
         }
-        entering = registry.register(found.name, **instance)  # it refuses wrong values before anything is started
+        check_name(found.name)  # what is not valid is refused before anything is dialled
+        check_instance(Instance(id="any" if found.id is None else found.id, host="any" if found.host is None else found.host, **fields))
+        registry = await stack.enter_async_context(connect(found.connect, namespace=found.namespace, timeout=found.timeout))
+        entering = registry.register(
+            found.name, host=found.host, id=found.id, **fields
+        )  # it refuses wrong values before anything is started
         if found.wait_port is not None:
             await self._start_listening(found.host or registry.local_host)
         with trio.move_on_after(found.timeout):
@@ -213,8 +216,9 @@ class Wrapper:
     async def _hold(self, registration: Registration) -> None:
         instance = registration.instance
         if not self._command:
-            way_out = "it stays until it is deregistered" if self._found.persistent else "Ctrl-C deregisters it"
-            print_error(f"{registration.service.name} {instance.id} is registered: {way_out}")
+            what = f"{registration.service.name} {instance.id}"
+            way_out = f"it stays until `govern evict {what}`" if self._found.persistent else "Ctrl-C deregisters it"
+            print_error(f"{what} is registered: {way_out}")
             if self._found.persistent:
                 return
         async with trio.open_nursery() as nursery:

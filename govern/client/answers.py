@@ -28,7 +28,7 @@ class Drained:
 class Explanation:
     """Why instances are in a view or not: how they stand now, and what the node remembers of them, oldest first.
 
-    The mappings have the documented shapes of `explain --json`.
+    The mappings have the shapes of `explain --json`: rule EX2 of docs/protocol.md.
     """
 
     instances: tuple[Mapping[str, Any], ...] = ()

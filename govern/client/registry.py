@@ -117,7 +117,7 @@ class Registry:
         `host` is the local address of the connection by default, `id` is `host:port`, also for an IPv6 host without brackets. Raises
         `Invalid` at once, before anything is sent. Entering waits for the acknowledgement, over broken connections and busy nodes, until
         it is cancelled; it raises `DiskFull`, `Superseded`, `Evicted` or another `Rejected` when the node refuses for good, `Stopped`
-        when the registry was left.
+        when the registry was left. A cancelled entry leaves nothing: what may have been written is deregistered.
         Leaving deregisters, within the one second that all leaving has; while disconnected it does not wait, and the removal
         follows with the next connection if the registry still lives, or with the end of the ttl. With `ephemeral=False` leaving
         keeps the instance.
@@ -195,7 +195,7 @@ class Registry:
         return tuple(sorted(infos, key=lambda info: (info.namespace, info.name)))
 
     async def status(self) -> dict[str, Any]:
-        """The state of one node, `node_id`, in the shape of `status --json`. Waits and raises as `lookup`."""
+        """The state of one node, `node_id`, in the shape of `status --json` (docs/operations.md). Waits and raises as `lookup`."""
         pages: list[dict[str, Any]] = await self._ask(AskStatus())
         return pages[0]
 
@@ -241,7 +241,8 @@ class Registry:
 
         Its owner is told: its `registration.lost` is `evicted`. Waits ten seconds at most. Certainly not done: `Gone` when there is no
         such instance, another `Rejected`, `Unreachable` when it could not be asked. Perhaps done: `Indeterminate` when it was asked
-        and the answer did not come; it is never asked twice, for the id may be another's by then.
+        and the answer did not come; it is never asked twice, for the id may be another's by then. Cancelling ends the waiting: it may
+        have been done or not.
         """
         service, instance_id = self._service(name, namespace), check_name(id, "instance id")
         self._links.check_open()
@@ -265,7 +266,8 @@ class Registry:
 
         For operators and their tools: verbs, options and answers are those of the command line. Any node passes it on. Waits ten
         seconds at most. Certainly not done: a `Rejected` with what the controller says, `Unreachable` when it could not be asked. Perhaps
-        done: `Indeterminate` when it was asked and the answer did not come. Only a verb that changes nothing is asked again.
+        done: `Indeterminate` when it was asked and the answer did not come. Only a verb that changes nothing is asked again. Cancelling
+        ends the waiting: it may have been done or not.
         """
         once = verb not in QUESTIONS
         self._links.check_open()

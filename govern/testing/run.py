@@ -63,7 +63,11 @@ _REASONS: Final[dict[type[SimulationFailed], str]] = {
 
 @attrs.frozen(kw_only=True)
 class Outcome(Generic[T]):
-    """A run that came to its end: what the scenario returned, and what the run was."""
+    """A run that came to its end: what the scenario returned, and what the run was.
+
+    `steps` counts the steps of all tasks. `trace` is a hash over them, hexadecimal: two runs are the same when their traces are.
+    `simulated_seconds` is when the scenario ended, by the virtual clock.
+    """
 
     result: T
     trace: str

@@ -103,6 +103,26 @@ def test_wrong_input_is_one_line(words: str, capsys: pytest.CaptureFixture[str])
     assert WRONG[words] in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "lookup a/b?",
+        "watch a/b?",
+        "explain a/b?",
+        "drain a/b? i1",
+        "evict orders i?",
+        "register a/b? --port 80",
+        "register orders --port 80 --ttl 0.1",
+    ],
+)
+def test_what_is_not_valid_is_refused_without_a_registry(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2 and what would be valid, before anything is dialled."""
+    code = run([*words.split(), "--connect", f"127.0.0.1:{free_port()}", "--timeout", "0.3"])
+    out, err = capsys.readouterr()
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert "is not valid" in err
+
+
 @pytest.mark.parametrize("words", VERBS)
 def test_a_registry_that_is_not_there(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     """No registry is exit code 3, and one line that names the address."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from pathlib import Path
 
 import trio
 
-from .harness import REPOSITORY, Program, Programs
+from .harness import REPOSITORY, Program, Programs, wait_until
 
 EXAMPLES = REPOSITORY / "examples"
 STORIES = ("quickstart.py", "embedded.py", "rolling_restart.py", "crash_test.py")
@@ -82,6 +83,15 @@ async def test_a_cluster_from_three_files_survives_its_controller(programs: Prog
     assert re.search(r"^All 16384 slots are assigned, [0-9.]+ s after", cluster.out, re.MULTILINE)
     assert re.search(r"^Now node (\d) is killed with SIGKILL\.\nNode (?!\1)\d is the controller now\.$", cluster.out, re.MULTILINE)
     assert lines[-1] == "Everything happened as it should."
+    cluster = Program("cluster3", [sys.executable, str(EXAMPLES / "cluster3" / "start.py")], tmp_path, programs.environment())
+    try:
+        await wait_until(lambda: "Ctrl-C stops it.\n" in cluster.out, "a cluster that stays", 120)
+        cluster.process.terminate()
+        assert await cluster.wait_exit(30) == 0, cluster.err
+    finally:
+        cluster.process.kill()
+    for port in (7411, 7412, 7413):  # no node was left behind
+        socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_every_example_is_run() -> None:
