@@ -43,8 +43,8 @@ from .checkers.owners import Owners
 from .checkers.pairs import Pairs
 from .checkers.register import Linearizability
 from .checkers.shadow import Commit, Shadow
-from .checkers.steps import Watch
 from .checkers.subscriptions import Subscriptions
+from .checkers.watch import Watch
 from .columns import Columns
 from .history import End, History
 from .nemesis import Nemesis
@@ -163,7 +163,6 @@ async def _run_phases(world: World, options: Options, columns: Columns, watch: W
         world.machines[name].may_fail = True
     for name in workload.names:
         await workload.start(name)
-    trio.lowlevel.add_instrument(watch)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch.run)
         await nemesis.run(options.seconds - HEALING_SECONDS)
@@ -182,7 +181,6 @@ async def _run_phases(world: World, options: Options, columns: Columns, watch: W
             raise Violation(f"45: {pending[0]} was never answered")
         watch.ask(end=True)
         nursery.cancel_scope.cancel()
-    trio.lowlevel.remove_instrument(watch)
     ends: dict[str, int] = {}
     for operation in history.operations:
         ends[operation.end.value] = ends.get(operation.end.value, 0) + 1

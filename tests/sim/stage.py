@@ -20,7 +20,7 @@ from .checkers.bounds import Bounds
 from .checkers.consensus import Consensus
 from .checkers.owners import Owners
 from .checkers.pairs import Pairs
-from .checkers.steps import SWEEP_SECONDS
+from .checkers.watch import SWEEP_SECONDS
 
 
 @attrs.define(eq=False)

@@ -10,10 +10,7 @@ class Violation(AssertionError):
 
 
 class Checker(Protocol):
-    """One family of invariants. Each method raises `Violation`."""
-
-    def step(self) -> None:
-        """After every step of every task: a comparison or two, no walking."""
+    """One family of invariants: what happens is judged when it happens (`watch.py`), what is there is judged here, by `Violation`."""
 
     def sweep(self) -> None:
         """Each 100 simulated milliseconds: may walk the whole state."""

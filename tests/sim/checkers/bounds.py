@@ -55,9 +55,6 @@ class Bounds:
         if data and machine is not None and machine.disk is not None and (sender is None or sender.disk is None):
             self._segments[source] = self._segments.get(source, 0) + 1
 
-    def step(self) -> None:
-        """Nothing: mailboxes are channels with a capacity, and cores assert at their doors."""
-
     def sweep(self) -> None:
         """T38 and T40."""
         self._sweeps += 1

@@ -276,9 +276,6 @@ class Consensus:
 
     # --- a checker like others --------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """Nothing: everything is judged in the moment in which it happens."""
-
     def sweep(self) -> None:
         """Nothing."""
 

@@ -161,9 +161,6 @@ class Durable:
 
     # --- a checker like others --------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """Nothing: every frame is judged when it is sent."""
-
     def sweep(self) -> None:
         """Nothing."""
 

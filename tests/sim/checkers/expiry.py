@@ -126,9 +126,6 @@ class Expiry:
                 )
             )
 
-    def step(self) -> None:
-        """Nothing: proposals are judged when they are made."""
-
     def sweep(self) -> None:
         """T30."""
         now = trio.current_time()

@@ -202,9 +202,6 @@ class Owners:
 
     # --- a checker like others --------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """Nothing: what a node does is judged when it does it."""
-
     def sweep(self) -> None:
         """T19, over all nodes that live and move."""
         fresh: list[tuple[str, Part]] = []

@@ -42,9 +42,6 @@ class Pairs:
             wire = self._wires.setdefault(tuple(sorted((source, target))), {}).setdefault(number, Wire(now, now))
             wire.last = now
 
-    def step(self) -> None:
-        """Nothing."""
-
     def sweep(self) -> None:
         """T50."""
         now = trio.current_time()

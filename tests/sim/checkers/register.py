@@ -53,9 +53,6 @@ class Linearizability:
         self._shadow = shadow
         self._clients = clients  # session -> client, filled by the workload
 
-    def step(self) -> None:
-        """Nothing: a history is judged as a whole."""
-
     def sweep(self) -> None:
         """Nothing."""
 

@@ -292,9 +292,6 @@ class Shadow:
 
     # --- the checks -------------------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """Nothing: every operation is judged in the moment in which it is applied."""
-
     def sweep(self) -> None:
         """Compare each node that is loaded with the fold, when something was applied since the last time."""
         for machine in self._world.machines.values():

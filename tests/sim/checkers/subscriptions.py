@@ -34,9 +34,6 @@ class Subscriptions:
         self._judged = 0
         self._last: dict[tuple[str, int, int], Sight] = {}
 
-    def step(self) -> None:
-        """Nothing: what was shown is judged soon after."""
-
     def sweep(self) -> None:
         """Judge what was shown since the last time."""
         sights = self._history.sights

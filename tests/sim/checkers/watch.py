@@ -1,6 +1,8 @@
-"""When the checkers are asked: after every step of every task, every 100 simulated milliseconds, and at the end.
+"""When the checkers are asked: every 100 simulated milliseconds, and at the end.
 
-An instrument that raises is removed by trio without a word; so the first violation is written down, and the scope of the run cancelled.
+What costs little is not asked for at all: each checker stands behind the doors and the cores that it judges, and judges a vote, an append,
+a frame, a proposal or an operation in the moment in which it happens, before any other task has its next step. `sweep` is for what has to
+walk the whole state. The first violation is written down, and the scope of the run cancelled.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from . import Checker, Violation
 SWEEP_SECONDS = 0.1
 
 
-class Watch(trio.abc.Instrument):
-    """Asks the checkers while it is installed, and keeps the first violation."""
+class Watch:
+    """Asks the checkers, and keeps the first violation."""
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self.violation: BaseException | None = None
@@ -27,15 +29,6 @@ class Watch(trio.abc.Instrument):
         if self.violation is None:
             self.violation = violation
             self._scope.cancel()
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Of every task, and of the checkers' own as well."""
-        if self.violation is None:
-            try:
-                for checker in self.checkers:
-                    checker.step()
-            except AssertionError as violation:
-                self.report(violation)
 
     async def run(self) -> None:
         """Sweep until cancelled."""
