@@ -22,7 +22,7 @@ H1  What was acknowledged is in the log of every later life.
 H2  The state is the fold of the log, after every restart and at the end.
 H3  A view is the committed list at its lsn, and its lsn goes back only with a full view.
 H4  Expiry is proposed only for a session of which nothing arrived for nine tenths of its ttl, in time that the node lived.
-H5  No request changes an instance twice for as long as that is there.
+H5  No request changes an instance twice for as long as that is there and its session is remembered (SE11).
 H6  When the faults are over every client holds what it wants, under one lease, and sees what is there; nothing else is there.
 """
 
@@ -223,6 +223,10 @@ class Run:
     def _expire(self) -> None:
         """The failure detector asks for a last read of the silent, by a mail that may be lost."""
         silent = self.rig.sessions.due(100)
+        for changed_by in self._changed_by.values():
+            for session_id, request_id in list(changed_by):
+                if self.rig.sessions.get(session_id) is None:
+                    del changed_by[session_id, request_id]
         if not silent:
             return
         if self.chance.random() < 0.1:
