@@ -52,9 +52,9 @@ class SimStream(trio.abc.HalfCloseableStream):
 
     def __init__(self, end: End) -> None:
         self._end = end
-        self._changes = trio.lowlevel.ParkingLot()
+        self._openers, self._readers, self._writers = (trio.lowlevel.ParkingLot() for _ in range(3))
         self._receiving = self._sending = False
-        end.changed = self._changes.unpark_all
+        end.changed = self._wake
 
     def __repr__(self) -> str:
         return f"<SimStream {self._end.host} to {self._end.peer}>"
@@ -73,7 +73,7 @@ class SimStream(trio.abc.HalfCloseableStream):
                 if not rest:
                     return
                 if not self._end.writable:
-                    await self._changes.park()
+                    await self._writers.park()
 
     async def wait_send_all_might_not_block(self) -> None:
         with self._only_sender():
@@ -82,7 +82,7 @@ class SimStream(trio.abc.HalfCloseableStream):
                 self._check_sendable()
                 if self._end.writable:
                     return
-                await self._changes.park()
+                await self._writers.park()
 
     async def send_eof(self) -> None:
         with self._only_sender():
@@ -98,7 +98,8 @@ class SimStream(trio.abc.HalfCloseableStream):
             raise trio.BusyResourceError("another task is receiving on this stream")
         self._receiving = True
         try:
-            await trio.lowlevel.checkpoint()
+            if self._end.readable or self._end.closed:
+                await trio.lowlevel.checkpoint()  # whoever has to wait yields by that
             while True:
                 if self._end.closed:
                     raise trio.ClosedResourceError("this stream is closed")
@@ -107,19 +108,28 @@ class SimStream(trio.abc.HalfCloseableStream):
                     if self._end.broken and not self._end.fenced:
                         raise trio.BrokenResourceError("the connection was reset")
                     return data
-                await self._changes.park()
+                await self._readers.park()
         finally:
             self._receiving = False
 
     async def aclose(self) -> None:
         self._end.close()
-        self._changes.unpark_all()
+        for lot in (self._openers, self._readers, self._writers):
+            lot.unpark_all()
         await trio.lowlevel.checkpoint()
 
     async def wait_opened(self) -> None:
         """Wait until the dial was answered, one way or the other."""
         while not (self._end.opened or self._end.broken or self._end.fenced):
-            await self._changes.park()
+            await self._openers.park()
+
+    def _wake(self) -> None:
+        """Those who can go on now. A reader sleeps through it when only the window of the writer has opened."""
+        self._openers.unpark_all()
+        if self._end.readable:
+            self._readers.unpark_all()
+        if self._end.writable:
+            self._writers.unpark_all()
 
     @contextmanager
     def _only_sender(self) -> Generator[None]:
@@ -232,8 +242,9 @@ class SimPoller:
         self._listener = listener
 
     async def wait(self) -> None:
-        await trio.lowlevel.checkpoint()
-        while not self._closed and not self._listener.backlog and not self._find_ready():
+        if self._has_work():
+            await trio.lowlevel.checkpoint()  # whoever has to wait yields by that
+        while not self._has_work():
             await self._changes.park()
         if self._closed:
             raise trio.ClosedResourceError("this poller is closed")
@@ -283,6 +294,9 @@ class SimPoller:
         """It is closed."""
         self._connections.pop(connection, None)
         self._touched.pop(connection, None)
+
+    def _has_work(self) -> bool:
+        return self._closed or bool(self._listener.backlog) or bool(self._find_ready())
 
     def _find_ready(self) -> list[SimConnection]:
         found = [connection for connection in self._touched if connection.is_ready]

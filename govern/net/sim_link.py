@@ -20,6 +20,7 @@ from __future__ import annotations
 import enum
 import heapq
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -76,12 +77,12 @@ class Traffic:
         self.connections = 0
         self._heap: list[tuple[float, int, Pipe, Segment]] = []
         self._sent = 0
-        self._sooner = trio.Event()
+        self._sleep = trio.CancelScope()
 
     def schedule(self, due: float, pipe: Pipe, segment: Segment) -> None:
         """Let the segment arrive at `due`."""
         if not self._heap or due < self._heap[0][0]:
-            self._sooner.set()
+            self._sleep.deadline = due
         self._sent += 1
         heapq.heappush(self._heap, (due, self._sent, pipe, segment))
 
@@ -97,11 +98,9 @@ class Traffic:
             while self._heap and self._heap[0][0] <= trio.current_time():
                 _, _, pipe, segment = heapq.heappop(self._heap)
                 pipe.deliver(segment)
-            self._sooner = trio.Event()
-            with trio.CancelScope() as scope:
-                if self._heap:
-                    scope.deadline = self._heap[0][0]
-                await self._sooner.wait()
+            self._sleep = trio.CancelScope(deadline=self._heap[0][0] if self._heap else math.inf)
+            with self._sleep:
+                await trio.sleep_forever()
 
 
 @attrs.define(eq=False)
