@@ -54,7 +54,7 @@ from govern.core.raft.types import (
     Write,
 )
 from govern.errors import Overloaded
-from govern.peer_messages import AppendAnswer, Entry, Member, PreVote, PreVoteAnswer, RaftMessage, Vote, VoteAnswer
+from govern.peer_messages import AppendAnswer, Entry, Member, PreVote, PreVoteAnswer, RaftMessage, TimeoutNow, Vote, VoteAnswer
 
 from ..many import run_many
 from .disk import Disk
@@ -353,8 +353,6 @@ class Run:
                 self._judge_leader(place, core)
         if core.lease_until_us:
             self._proved_at[place.member] = place.moment(core.lease_until_us - TIMING.lease_us)
-        elif core.role is Role.LEADER:
-            self._proved_at.pop(place.member, None)  # handed over, or nothing was answered yet in this term
         if core.role is Role.LEADER and core.term < self.term_max:
             assert not core.has_lease(place.clock(self.now)), f"C9: {core!r} has the lease in term {self.term_max}"
         assert core.commit >= place.commit, f"C5: {core!r} went back from {place.commit}"
@@ -404,6 +402,8 @@ class Run:
     def _judge_message(self, place: Place, core: RaftCore, message: RaftMessage) -> None:
         """C7, and C2 of what a leader says."""
         hard, disk = place.disk.hard, place.disk
+        if isinstance(message, TimeoutNow):
+            self._proved_at.pop(place.member, None)  # C12: it hands over
         if isinstance(message, PreVote) or (isinstance(message, PreVoteAnswer) and message.granted):
             return
         assert message.term <= hard.term, f"C7: {message} and the disk has {hard}"
