@@ -436,7 +436,9 @@ class ClientSessions:
         try:
             await self._hand_over_writes()
             while self._dispatch.writes_pending:
-                await self._take_mail(await self._mailbox.get())
+                message = await self._mailbox.get()
+                if not isinstance(message, LastRead):  # who is not read any more is not silent (rule E1)
+                    await self._take_mail(message)
                 await self._hand_over_writes()  # what the mail led to: the removals of a Goodbye, requests that were parked
         except Stopped:
             _log.warning("%d writes were not answered before the node stopped", self._dispatch.writes_pending)

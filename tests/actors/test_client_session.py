@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import trio
+from trio.testing import MockClock
+
 from govern.actors.client_session import Channel, ClientSessions
-from govern.actors.mail import ManagerMail, SessionsMail, WriteBatch
+from govern.actors.mail import LastRead, ManagerMail, SessionsMail, WriteBatch
 from govern.actors.runtime import Mailbox
 from govern.core.limits import Limits
+from govern.core.sessions import Silent
 from govern.environment import SimulatedClock
 from govern.messages import Hello, HelloOk, Lookup, Message, Refused, Register, View, encode
 from govern.net.sim import SimNetwork
-from tests.core.rig import ORDERS, A, Rig, messages_of, register
+from tests.core.rig import ORDERS, A, B, Rig, messages_of, register
 
 LOOKUPS = 300
 
@@ -136,3 +140,21 @@ def test_writes_of_a_turn_are_handed_over_in_one_batch() -> None:
     sessions._end_turn()
     batches = sessions._store_mailbox.get_all(10)
     assert [[write.op.instance_id for write in batch.writes] for batch in batches] == [[f"i{number}" for number in range(50)]]
+
+
+async def test_a_node_that_stops_and_hears_nobody_any_more_removes_nobody(autojump_clock: MockClock) -> None:
+    """The writes under way are finished, for which mail is still read; the poller has ended, so silence says nothing: what has arrived on a
+    new connection would never be read."""
+    rig = Rig()
+    silent, writer = rig.link(A), rig.link(B)
+    rig.register(silent, "i1")
+    rig.give(writer, register("i2"))
+    sessions, _ = open_sessions(rig, Socket(b""))
+    session = rig.sessions.get(A)
+    assert session is not None
+    rig.sessions.now_us += 60_000_000
+    sessions._mailbox.post(LastRead([Silent(session, 5_000, session.stamp_us)]))
+    with trio.move_on_after(1):
+        await sessions._finish_writes()
+    batches = sessions._store_mailbox.get_all(10)
+    assert [write.op.instance_id for batch in batches for write in batch.writes] == ["i2"]
