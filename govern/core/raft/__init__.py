@@ -28,7 +28,8 @@ R11  A membership is in force from the moment its entry is in the log, and no lo
 
 Durability: everything that could be regretted waits for the disk. Term, vote and commit index are one record.
 
-W1   Votes, requests for votes, and answers leave only when the term and the vote they speak of are durable.
+W1   Votes, requests for votes, and answers leave only when the term and the vote they speak of are durable, or a later term is: then no
+     other vote can be given in theirs.
 W2   An acceptance names no entry that is not durable here in the place of which it speaks.
 W3   A leader's Appends go out while its own disk is busy; it counts itself only with what is on its disk. So a leader whose disk hangs
      goes on as long as a majority of the voters writes without it.

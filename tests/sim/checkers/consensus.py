@@ -216,7 +216,12 @@ class Consensus:
         for voter in [voter for voter, granted in core._votes.items() if granted]:
             if voter in self._wiped or voter in self._put_back:
                 self._report(Violation(f"9: {core.me} leads term {core.term} with the vote of {voter}, whose disk is not the one it was"))
-            elif self.disk(node_name(voter.node_id)).votes.get(core.term) != core.me:
+                continue
+            disk = self.disk(node_name(voter.node_id))
+            vote = disk.votes.get(core.term)
+            if vote is None and disk.term > core.term:
+                continue  # it stands in a later term by now, and that is durable: it will never vote in this one again
+            if vote != core.me:
                 self._report(Violation(f"4: {core.me} leads term {core.term} with a vote of {voter} that is on no disk"))
         last = max(self.committed, default=0)
         if last and core.log.term_of(last) != self.committed[last].term and last > core.log.base_index:
