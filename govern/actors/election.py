@@ -125,7 +125,7 @@ class Election:
         core = self.core
         if core is None or not core.ready_to_serve or not core.has_lease(now_us):
             return None
-        return core.lease_until_us - self._timing.lease_us
+        return core.proved_us
 
     def progress(self) -> list[MemberProgress]:
         """What a leader knows of the candidates; nothing on others."""

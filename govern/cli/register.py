@@ -198,9 +198,7 @@ class Wrapper:
         check_name(found.name)  # what is not valid is refused before anything is dialled
         check_instance(Instance(id="any" if found.id is None else found.id, host="any" if found.host is None else found.host, **fields))
         registry = await stack.enter_async_context(connect(found.connect, namespace=found.namespace, timeout=found.timeout))
-        entering = registry.register(
-            found.name, host=found.host, id=found.id, **fields
-        )  # it refuses wrong values before anything is started
+        entering = registry.register(found.name, host=found.host, id=found.id, **fields)
         if found.wait_port is not None:
             await self._start_listening(found.host or registry.local_host)
         with trio.move_on_after(found.timeout):

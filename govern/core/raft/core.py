@@ -141,6 +141,11 @@ class RaftCore:
         """Until when nobody else can lead, as far as is known (R7); 0 when this is not the leader."""
         return 0 if self._leading is None else self._leading.lease_until_us
 
+    @property
+    def proved_us(self) -> int | None:
+        """When the newest round began that a majority has answered, and with which the lease began; None when nothing is proved."""
+        return None if self._leading is None else self._leading.proved_us
+
     def has_lease(self, now_us: int) -> bool:
         """Whether nobody else can lead now."""
         return now_us < self.lease_until_us

@@ -351,8 +351,8 @@ class Run:
             self.say(f"= {core!r}")
             if core.role is Role.LEADER:
                 self._judge_leader(place, core)
-        if core.lease_until_us:
-            self._proved_at[place.member] = place.moment(core.lease_until_us - TIMING.lease_us)
+        if core.proved_us is not None:
+            self._proved_at[place.member] = place.moment(core.proved_us)
         if core.role is Role.LEADER and core.term < self.term_max:
             assert not core.has_lease(place.clock(self.now)), f"C9: {core!r} has the lease in term {self.term_max}"
         assert core.commit >= place.commit, f"C5: {core!r} went back from {place.commit}"

@@ -187,7 +187,8 @@ def a_deposed_leader_has_heard_itself(cores: Cores) -> None:
     rig.elect(1)
     rig.advance(0.5)
     core = rig.core(1)
-    proved_us = core.lease_until_us - TIMING.lease_us
+    proved_us = core.proved_us
+    assert proved_us is not None
     assert rig.now_us - proved_us < TIMING.election_us // 2
     rig.hand(AppendAnswer(core.me, make_member(3), core.term + 1, False, 0, 0, 0))
     assert core.role is Role.FOLLOWER
