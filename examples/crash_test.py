@@ -9,6 +9,7 @@ under test is the code that you ship; it only gets its doors to the world, the `
 from __future__ import annotations
 
 import random
+import sys
 from functools import partial
 
 import trio
@@ -96,4 +97,6 @@ def test_the_shop_sells_on_while_the_registry_is_down() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 1:
+        sys.exit("usage: python examples/crash_test.py")
     test_the_shop_sells_on_while_the_registry_is_down()

@@ -8,6 +8,8 @@ The node lives in this process, in memory; name a `data_dir` and it keeps what i
 
 from __future__ import annotations
 
+import sys
+
 import trio
 
 import govern
@@ -32,4 +34,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 1:
+        sys.exit("usage: python examples/embedded.py")
     trio.run(main)

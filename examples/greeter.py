@@ -40,4 +40,7 @@ async def main(address: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python examples/greeter.py HOST:PORT")
-    trio.run(main, sys.argv[1])
+    try:
+        trio.run(main, sys.argv[1])
+    except govern.GovernError as error:
+        sys.exit(str(error))

@@ -70,4 +70,7 @@ async def main(address: str, name: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python examples/polite_greeter.py HOST:PORT NAME")
-    trio.run(main, sys.argv[1], sys.argv[2])
+    try:
+        trio.run(main, sys.argv[1], sys.argv[2])
+    except govern.GovernError as error:
+        sys.exit(str(error))

@@ -90,4 +90,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 1:
+        sys.exit("usage: python examples/quickstart.py")
     trio.run(main)

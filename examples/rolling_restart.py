@@ -134,4 +134,6 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 1:
+        sys.exit("usage: python examples/rolling_restart.py")
     sys.exit(trio.run(main))
