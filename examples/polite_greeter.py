@@ -53,7 +53,7 @@ async def wait_quiet(server: Server) -> None:
 
 async def main(address: str, name: str) -> None:
     server = Server(("127.0.0.1", 0), Worker)
-    serving = threading.Thread(target=server.serve_forever, args=[0.05])
+    serving = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
     serving.start()
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with govern.connect(address) as registry:
