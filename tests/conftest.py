@@ -28,6 +28,7 @@ def rewrite(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--rewrite"))
 
 
+@pytest.hookimpl(optionalhook=True)  # a run without pytest-xdist has nobody who asks
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto`: one more than there are processors, because the tests of real processes mostly wait."""
     return (os.cpu_count() or 1) + 1
