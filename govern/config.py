@@ -24,6 +24,7 @@ from typing import Any, Final
 import attrs
 
 from .core.limits import Limits
+from .core.raft.membership import VOTERS_MAX
 from .errors import ConfigError, Invalid
 from .model import NODE_ID_MAX, join_address, split_address
 
@@ -34,8 +35,6 @@ LOG_FORMATS: Final = ("text", "json")
 MIB: Final = 1024 * 1024
 LISTEN_STANDALONE: Final = "127.0.0.1:7400"
 DATA_DIR_STANDALONE: Final = "./govern-data"
-CANDIDATES_MAX: Final = 7
-"""More candidates than these make every election and every change slower, and protect against nothing that seven do not."""
 
 _TRUE: Final = ("true", "yes", "1")
 _FALSE: Final = ("false", "no", "0")
@@ -75,7 +74,7 @@ class Config:
     )
     peers: Mapping[int, str] = _key(
         dict,
-        doc="The first candidates of a cluster, ID = HOST:PORT each, this node among them if it is one; the same on all of them. They wait "
+        doc="The first candidates of a cluster, seven at most, ID = HOST:PORT each, this node among them if it is one; the same on all. They wait "
         "for each other once, to form the cluster; later it knows its members itself. Empty: the node is a cluster of its own.",
     )
     peer_listen: str = _key(
@@ -276,8 +275,6 @@ def _check_peers(config: Config, origins: Mapping[str, str]) -> None:
 def advise(config: Config) -> list[str]:
     """What is allowed and still unwise, a line each."""
     count = len(config.peers)
-    if count > CANDIDATES_MAX:
-        return [f"peers names {count} candidates: more than {CANDIDATES_MAX} make the cluster slower and not safer; five are enough"]
     if count and count % 2 == 0:
         bears = (count - 1) // 2
         return [f"peers names {count} candidates: they bear the loss of {bears}, as {count - 1} would; take {count - 1} or {count + 1}"]
@@ -303,6 +300,11 @@ def _checked(where: str, name: str, value: object) -> object:
 
 def _checked_peers(where: str, name: str, value: Mapping[object, object]) -> dict[int, str]:
     """The addresses by id, ascending."""
+    if len(value) > VOTERS_MAX:
+        raise ConfigError(
+            f"{where}: {name} names {len(value)} candidates, and {VOTERS_MAX} are the most: name three or five of them; the other nodes "
+            "find the cluster through these"
+        )
     peers: dict[int, str] = {}
     for key, address in value.items():
         node_id = int(key) if isinstance(key, str) and _node_id_matches(key) else key

@@ -187,10 +187,14 @@ def test_the_peers_of_a_flag_may_have_spaces_and_are_not_shared() -> None:
     assert Config().peers is not Config().peers
 
 
-def test_even_and_many_candidates_are_allowed_and_advised_against() -> None:
-    """Two and four bear no more than one and three do; more than seven only cost. The rest goes without a word."""
-    said = {count: advise(Config(peers={number: f"h:{number}" for number in range(1, count + 1)})) for count in range(10)}
-    assert [count for count, lines in said.items() if lines] == [2, 4, 6, 8, 9]
+def test_even_numbers_of_candidates_are_advised_against_and_more_than_seven_refused() -> None:
+    """Two and four bear no more than one and three do. The rest goes without a word, up to the most that a cluster can have."""
+    listed = {count: {number: f"h:{number}" for number in range(1, count + 1)} for count in range(9)}
+    said = {count: advise(Config(peers=listed[count])) for count in range(8)}
+    assert [count for count, lines in said.items() if lines] == [2, 4, 6]
+    assert build_config(("keys", {"insecure": True, "listen": "h:0", "peers": listed[7]})).peers == listed[7]
+    with pytest.raises(ConfigError, match=r"^keys: peers names 8 candidates, and 7 are the most: name three or five"):
+        build_config(("keys", {"insecure": True, "listen": "h:0", "peers": listed[8]}))
     assert said[2] == ["peers names 2 candidates: they bear the loss of 0, as 1 would; take 1 or 3"]
     assert said[4] == ["peers names 4 candidates: they bear the loss of 1, as 3 would; take 3 or 5"]
 

@@ -29,8 +29,6 @@ def majority(count: int) -> int:
 
 def advice(voters: int) -> str:
     """What is to be said about a number of voters that is worse than another one, for people; empty when there is nothing to say."""
-    if voters > VOTERS_MAX:
-        return f"{voters} voters make every decision wait for {majority(voters)} of them: use {VOTERS_MAX} at most"
     if voters and voters % 2 == 0:
         return f"{voters} voters survive no more losses than {voters - 1}: use {voters - 1} or {voters + 1}"
     return ""
