@@ -74,8 +74,9 @@ class Config:
     )
     peers: Mapping[int, str] = _key(
         dict,
-        doc="The first candidates of a cluster, seven at most, ID = HOST:PORT each, this node among them if it is one; the same on all. They wait "
-        "for each other once, to form the cluster; later it knows its members itself. Empty: the node is a cluster of its own.",
+        doc="The first candidates of a cluster, seven at most, ID = HOST:PORT each, this node among them if it is one; the same on all of "
+        "them. They wait for each other once, to form the cluster; later it knows its members itself. Empty: the node is a cluster of its "
+        "own.",
     )
     peer_listen: str = _key(
         "",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from govern.core import controller as controller_module
 from govern.core.controller import (
@@ -23,9 +20,6 @@ from govern.core.controller import (
     Controller,
     Decided,
     DecisionRefused,
-    free_ranges,
-    join_items,
-    spread,
 )
 from govern.core.meta import ClusterInit, LogProved, MetaState, NodeFenced, NodeForgotten, NodeJoined, Record, SlotBatch, SlotItem
 from govern.core.slots import SLOT_COUNT
@@ -595,31 +589,3 @@ def test_a_registration_that_would_be_refused_by_now_is_forgotten() -> None:
     lead.meta.apply(50, NodeJoined(2, disk(2), 3, "c2", "p2", True, False).pack())
     assert [record for record in lead.commit() if isinstance(record, NodeJoined)] == []
     assert lead.controller.take_answers() == []
-
-
-@pytest.mark.parametrize("count", range(1, 51))
-def test_shares_are_even(count: int) -> None:
-    """Every slot goes to somebody, in the order of the ids, and nobody has two more than another."""
-    items = spread([(0, SLOT_COUNT - 1)], list(range(1, count + 1)))
-    shares = [item.last - item.first + 1 for item in items]
-    assert [item.node_id for item in items] == list(range(1, count + 1))
-    assert sum(shares) == SLOT_COUNT
-    assert max(shares) - min(shares) <= 1
-    assert all(before.last + 1 == after.first for before, after in pairwise(items))
-
-
-@given(st.sets(st.integers(0, 60)), st.integers(1, 9))
-def test_shares_of_what_is_left(taken: set[int], count: int) -> None:
-    """The same for slots with holes between them."""
-    meta = MetaState()
-    meta.apply(1, ClusterInit(b"c" * 16).pack())
-    meta.apply(2, NodeJoined(1, disk(1), 1, "", "", True, False).pack())
-    if taken:
-        meta.apply(3, SlotBatch("x", tuple(join_items(SlotItem(slot, slot, 1, True) for slot in taken))).pack())
-    free = free_ranges(meta.table.runs)
-    items = spread(free, list(range(1, count + 1)))
-    shares = [sum(item.last - item.first + 1 for item in items if item.node_id == node_id) for node_id in range(1, count + 1)]
-    assert sum(shares) == SLOT_COUNT - len(taken)
-    assert max(shares) - min(shares) <= 1
-    covered = [slot for item in items for slot in range(item.first, item.last + 1)]
-    assert covered == [slot for slot in range(SLOT_COUNT) if slot not in taken]
