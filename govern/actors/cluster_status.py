@@ -102,7 +102,10 @@ class ClusterStatus:
 
     def _no_controller(self) -> str:
         voters = [candidate for candidate in self._candidates() if candidate["voter"]]
-        effect = "what is registered stays, can be read and changed, and does not expire"
+        if self._ownership.is_registered:
+            effect = "what is registered stays, can be read and changed, and does not expire"
+        else:  # rule N1: it acts for nothing
+            effect = "what this node had before it started stays, can be read but not changed, and does not expire"
         if not voters:
             linked = [str(node_id) for node_id, hello in sorted(self._links.peers().items()) if hello.candidate]
             if not linked:

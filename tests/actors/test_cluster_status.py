@@ -125,6 +125,19 @@ def test_a_node_without_a_part_in_the_log_tells_what_it_can_know() -> None:
         assert status.fields(True)["controller"] == 3
 
 
+def test_without_a_controller_a_node_says_what_it_can_do() -> None:
+    """What is registered can be changed at a node that the table knows in its present life; one that has restarted since only reads."""
+    row = node(1, UP, 5)
+    ownership, restarted = Ownership(Member(1, row.disk_id), row.boot_no), Ownership(Member(1, row.disk_id), row.boot_no + 1)
+    texts = []
+    for each in (ownership, restarted):
+        each.take(Table(5, (row,), ()))
+        options: dict[str, Any] = {"manager": Led(None), "election": None, "links": Unlinked()}
+        texts.append(ClusterStatus(node_id=1, ownership=each, **options)._no_controller())
+    assert texts[0].endswith(": what is registered stays, can be read and changed, and does not expire")
+    assert texts[1].endswith(": what this node had before it started stays, can be read but not changed, and does not expire")
+
+
 def test_a_bad_number_of_voters_is_a_notice() -> None:
     """Of what is in force, not of what is configured; a node that has no part in the log says nothing of it."""
     assert [status_of(Asked(Membership(members(*range(1, 1 + count))), {})).notices() for count in (1, 2, 3)] == [

@@ -304,6 +304,12 @@ def somebody_else_in_sync(bench: Bench) -> None:
     bench.owners.applied(state)
 
 
+def one_has_more_slots(bench: Bench) -> None:
+    state = MetaState()
+    state.table = table(4, run(1, 4, last=SLOT_COUNT // 2), run(2, 4, SLOT_COUNT // 2 + 1, SLOT_COUNT - 1))
+    bench.owners.applied(state)
+
+
 def given_up_with_a_lease(bench: Bench) -> None:
     bench.commit(2, joined(A))
     follow(bench, A, table(4, run(1, 4)))
@@ -403,6 +409,7 @@ BROKEN: tuple[tuple[str, Callable[[Bench], None]], ...] = (
     ("19", a_lease_that_nobody_lent),
     ("19", two_fresh_owners),
     ("27", an_expiry_without_a_lease),
+    ("44", one_has_more_slots),
 )
 
 

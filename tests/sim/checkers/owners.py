@@ -9,6 +9,7 @@ T12  With one copy a slot is in sync with its primary, and with nobody else.
 T17  A life acts only after its registration is committed, and under terms granted since then; no two lives have one boot number.
 T19  No two living nodes are fresh for one slot. No node believes in a lease that nobody lent, and no life is given up while its lease
      holds.
+T44  In no table has a node two slots more than another one that has any: they stay where they were assigned first, as even as can be.
 T27  Nothing expires on a node without a lease, at the moment in which the expiry is numbered.
 """
 
@@ -126,16 +127,25 @@ class Owners:
                     self._report(Violation(f"19: {machine[0]} is given up, and its lease holds for {left_us / 1e6:.3f} s"))
 
     def applied(self, state: MetaState) -> None:
-        """A candidate has applied a record: T11, T12, for each version once."""
+        """A candidate has applied a record: T11, T12, T44, for each version once."""
         if state.version <= self._table.version:
             return
         old, self._table = self._table, state.table
+        self._judge_balance(state.table)
         for run in state.table.runs:
             if run.in_sync != (run.primary,) or [node_id for node_id, _ in run.copies] != [run.primary]:
                 self._report(Violation(f"12: {run} has one copy, and it is not just its primary that is in sync"))
             for before in old.runs_within(run.first, run.last):
                 if run.term < before.term or (run.term == before.term and (run.primary, run.copies) != (before.primary, before.copies)):
                     self._report(Violation(f"11: {before} becomes {run}: its term did not grow"))
+
+    def _judge_balance(self, table: Table) -> None:
+        """T44, once the slots are assigned."""
+        counts: dict[int, int] = {}
+        for run in table.runs:
+            counts[run.primary] = counts.get(run.primary, 0) + run.last - run.first + 1
+        if not table.unassigned_count and max(counts.values()) - min(counts.values()) > 1:
+            self._report(Violation(f"44: the slots are spread unevenly: {counts}"))
 
     # --- what nodes do ----------------------------------------------------------------------------------------------------------
 
