@@ -79,26 +79,28 @@ class Stage:
 
 @asynccontextmanager
 async def open_stage(seed: int, nodes: int = 3, candidates: int | None = None, **keys: Any) -> AsyncIterator[Stage]:
-    """A cluster that has formed. Leaving raises the first thing that a checker has seen."""
+    """A cluster that has formed. The first thing that a checker sees ends the block, and is raised, whatever else came of it."""
     violations: list[Violation] = []
     own = cluster_keys(nodes, usual_candidates(nodes) if candidates is None else candidates)
-    async with open_world(seed) as world:
-        consensus = Consensus(world, violations.append)
-        owners, pairs, bounds = Owners(world, consensus, violations.append), Pairs(world), Bounds(world)
-        with consensus.watch(), owners.watch():
-            cluster = Cluster(world, {name: {**each, **keys} for name, each in own.items()})
-            await cluster._begin()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_sweep, (owners, pairs, bounds), violations)
-                yield Stage(world, cluster, consensus, owners)
-                nursery.cancel_scope.cancel()
-            consensus.end()
-            owners.end()
-    if violations:
-        raise violations[0]
+    try:
+        async with open_world(seed) as world:
+            consensus = Consensus(world, violations.append)
+            owners, pairs, bounds = Owners(world, consensus, violations.append), Pairs(world), Bounds(world)
+            with consensus.watch(), owners.watch():
+                cluster = Cluster(world, {name: {**each, **keys} for name, each in own.items()})
+                await cluster._begin()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_sweep, (owners, pairs, bounds), violations, nursery.cancel_scope)
+                    yield Stage(world, cluster, consensus, owners)
+                    nursery.cancel_scope.cancel()
+                consensus.end()
+                owners.end()
+    finally:
+        if violations:
+            raise violations[0]
 
 
-async def _sweep(checkers: Sequence[Checker], violations: list[Violation]) -> None:
+async def _sweep(checkers: Sequence[Checker], violations: list[Violation], scope: trio.CancelScope) -> None:
     while not violations:
         await trio.sleep(SWEEP_SECONDS)
         try:
@@ -106,3 +108,4 @@ async def _sweep(checkers: Sequence[Checker], violations: list[Violation]) -> No
                 checker.sweep()
         except Violation as violation:
             violations.append(violation)
+    scope.cancel()

@@ -13,6 +13,7 @@ from govern.core.meta import ClusterInit, MetaState, NodeFenced, NodeJoined, Slo
 from govern.core.ownership import Ownership
 from govern.core.raft.core import RaftCore, Role
 from govern.core.raft.types import DATA, NOOP, VOTERS, HardState, Membership, Snapshot, SnapshotMeta, Timing, Write
+from govern.core.slots import SLOT_COUNT
 from govern.core.table import SlotRun, Table, TableNode
 from govern.peer_messages import HEARTBEAT_LEASED, AppendAnswer, Entry, Member, NodeHeartbeatOk, Vote, VoteAnswer
 from govern.testing import simulate
@@ -186,6 +187,13 @@ def two_states_after_one_record(bench: Bench) -> None:
         state = MetaState()
         state.apply(2, ClusterInit(cluster_id).pack())
         bench.consensus.applied(name, state)
+
+
+def a_snapshot_without_a_record(bench: Bench) -> None:
+    state = MetaState()
+    state.apply(2, ClusterInit(b"1" * 16).pack())
+    bench.commit(3, joined(A))
+    bench.consensus.took_over("node1", 3, state)
 
 
 def a_wiped_disk_writes(bench: Bench) -> None:
@@ -391,6 +399,7 @@ BROKEN: tuple[tuple[str, Callable[[Bench], None]], ...] = (
     ("7", a_term_is_named_too_early),
     ("7", an_entry_is_confirmed_too_early),
     ("8", two_states_after_one_record),
+    ("8", a_snapshot_without_a_record),
     ("9", a_wiped_disk_writes),
     ("5", a_wiped_disk_counts),
     ("9", a_wiped_disk_votes),

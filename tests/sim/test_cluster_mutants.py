@@ -28,8 +28,7 @@ def play_whole(mutant: Mutant, seed: int) -> None:
 
 @pytest.mark.parametrize("mutant", [mutant if mutant.short else deep(mutant) for mutant in MUTANTS], ids=lambda mutant: mutant.name)
 def test_every_mutant_is_found(mutant: Mutant) -> None:
-    """Within the number of seeds that is stated, and by what is stated. Without it the story that found it passes, or finding it would prove
-    nothing."""
+    """Within the number of seeds and by what is stated. Without it the story that found it passes, or finding it would prove nothing."""
     found = find(mutant)
     assert found is not None, f"nothing found {mutant.name} in {mutant.seeds} seeds"
     assert found.is_expected, f"{mutant.name} is to be found by {mutant.found_by!r}, and what came out is {found.text}"

@@ -30,8 +30,8 @@ from .test_cluster_faults import play
 
 NODES, CANDIDATES = 6, 3
 PUSHED_SECONDS = 0.05
-"""A few ways over the network, of two milliseconds each. A node that has to ask learns of a version with a heartbeat, of which there are two
-a second."""
+"""A few ways over the network, of two milliseconds each. A node that has to ask learns of a version with one of its heartbeats, of which
+there are two a second."""
 
 
 @attrs.define

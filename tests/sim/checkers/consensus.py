@@ -10,7 +10,7 @@ T4  No disk ever had votes for two members in one term; no restart finds an olde
 T5  The commit index of a life does not go back, and what is committed is on the disks of a majority.
 T6  At most one change of the voters is not committed; two consecutive committed memberships differ by one voter at most.
 T7  No vote, and no word of having an entry, leaves a candidate before it is on its disk; nor does a term.
-T8  The metadata states of any two candidates after the same record are the same bytes.
+T8  The metadata states of any two candidates after the same record are the same bytes; a snapshot has every record up to its index.
 T9  A disk that was wiped neither votes nor counts any more under its old name; nor does one that was put back to an earlier image, if a
     node that runs knew better.
 """
@@ -25,6 +25,7 @@ import attrs
 
 from govern.actors.metadata_log import MetadataLog
 from govern.actors.peer_connector import PeerConnector
+from govern.actors.slot_manager import SlotManager
 from govern.core.meta import MetaState, Record, unpack_record
 from govern.core.raft.core import RaftCore, Role
 from govern.core.raft.types import DATA, VOTERS, HardState, Membership, Snapshot, Write
@@ -279,6 +280,12 @@ class Consensus:
         if self._states.setdefault(state.index, packed) != packed:
             self._report(Violation(f"8: the metadata of {machine} after record {state.index} is not that of others: {state}"))
 
+    def took_over(self, machine: str, index: int, state: MetaState) -> None:
+        """A candidate goes on from a snapshot as of this entry: T8."""
+        lacks = [entry.index for entry in self.committed.values() if state.index < entry.index <= index and entry.kind == DATA]
+        if lacks:
+            self._report(Violation(f"8: {machine} takes over the metadata as of {index} without record {lacks[0]}"))
+
     # --- a checker like others --------------------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
@@ -294,7 +301,7 @@ class Consensus:
 def _watch(checker: Consensus) -> Generator[None]:
     load, begin, write = MetadataLog.load, MetadataLog.begin, MetadataLog.write
     begin_write, become_leader, take_committed = RaftCore.begin_write, RaftCore._become_leader, RaftCore.take_committed
-    apply, unpack, send = MetaState.apply, MetaState.unpack, PeerConnector.send
+    apply, unpack, send, install = MetaState.apply, MetaState.unpack, PeerConnector.send, SlotManager._install
 
     def here() -> str:
         return str(process.get())
@@ -338,6 +345,10 @@ def _watch(checker: Consensus) -> Generator[None]:
             checker.applied(here(), state)
         return state
 
+    def install_and_judge(manager: SlotManager, index: int, state: bytes) -> None:
+        install(manager, index, state)
+        checker.took_over(here(), index, manager.meta)
+
     def send_and_judge(connector: PeerConnector, node_id: int, message: Message) -> bool:
         if isinstance(message, RaftMessage):
             checker.sends(here(), message)
@@ -351,6 +362,7 @@ def _watch(checker: Consensus) -> Generator[None]:
         (RaftCore, "begin_write", begin_write_and_judge),
         (RaftCore, "_become_leader", become_leader_and_judge),
         (RaftCore, "take_committed", take_committed_and_judge),
+        (SlotManager, "_install", install_and_judge),
         (MetaState, "apply", apply_and_judge),
         (MetaState, "unpack", classmethod(unpack_and_judge)),
     ):
