@@ -103,8 +103,8 @@ def judge_pushes(seen: Seen, before: int, controller: str, told: str) -> None:
 
 def judge_pages(pages: Sequence[TablePart]) -> None:
     """Nothing whole was sent, and some of it in parts."""
-    assert all(page.base for page in pages)
-    assert any(page.more for page in pages)
+    assert all(page.base for page in pages), "the whole table was sent"
+    assert any(page.more for page in pages), "nothing came in parts"
 
 
 @pytest.mark.parametrize("seed", seeds(1, 10))

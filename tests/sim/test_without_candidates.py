@@ -180,11 +180,11 @@ async def clients_find_their_way(stage: Stage, name: str, services: Sequence[str
         assert ids(view.instances) == ["dead", "new", "old"]
 
 
-SCENARIOS = (a_simple_node_starts_alone, a_candidate_starts_alone, every_candidate_is_down)
+SCENARIOS = (a_simple_node_starts_alone, pytest.param(a_candidate_starts_alone, marks=pytest.mark.deep), every_candidate_is_down)
 
 
 @pytest.mark.parametrize("seed", seeds(1, 10))
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_cluster_bears(seed: int, scenario: Callable[[Stage], Awaitable[None]]) -> None:
-    """Once each, and again when there is time."""
+    """The failures of all candidates at once, in other orders of events when there is time."""
     play(seed, scenario, nodes=NODES, candidates=CANDIDATES)
