@@ -6,14 +6,14 @@
 Each seed first draws what may go wrong at all: loss, repetition, very old messages, links that break in one direction or both, crashes
 with a write outstanding (done or not), slow and hanging disks, disks that are lost, clocks that differ, compaction, changes of the
 membership, hand-overs. Then everything is healed and must come to rest. A write of `begin_write` is durable as a whole some time later;
-what was not is gone after a crash.
+what was not is gone after a crash. What goes wrong in the moments around elections is in `upheaval`.
 
 Checked at every event, of the candidate that it touched:
 
 C1  One leader per term.
 C2  An (index, term) names one entry with one predecessor, wherever it appears.
 C3  What is committed is in the log of every later leader.
-C4  One vote per member and term, counted from the disks.
+C4  One vote per member and term, counted from the disks and from what is said.
 C5  The commit index of a life never goes back; what is handed out is committed; what a leader commits is on the disks of a majority.
 C6  A leader has at most one change of the membership uncommitted; committed memberships that follow each other differ by one voter at most.
 C7  No message speaks of anything that is not on the sender's disk.
@@ -23,6 +23,7 @@ C10 The index of a read is not lower than what was committed when it was asked f
 C11 (at the end) One leads, everybody has everything, and new proposals are committed.
 C12 Nobody else is elected before an election timeout is over, by the fastest clock, since a round began that a majority answered; unless
     the leader has handed over. Leases of nodes are counted from that.
+C13 Who leads has heard a majority within an election timeout and a heartbeat, by its own clock.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import argparse
 import heapq
 import math
 import random
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -54,7 +56,18 @@ from govern.core.raft.types import (
     Write,
 )
 from govern.errors import Overloaded
-from govern.peer_messages import AppendAnswer, Entry, Member, PreVote, PreVoteAnswer, RaftMessage, TimeoutNow, Vote, VoteAnswer
+from govern.peer_messages import (
+    AppendAnswer,
+    Entry,
+    Member,
+    PreVote,
+    PreVoteAnswer,
+    RaftMessage,
+    SnapshotAnswer,
+    TimeoutNow,
+    Vote,
+    VoteAnswer,
+)
 
 from ..many import run_many
 from .disk import Disk
@@ -68,9 +81,12 @@ RATE_MAX: Final = 1.1
 
 
 @contextmanager
-def small_bounds() -> Iterator[None]:
+def small_bounds(entries_bytes: int) -> Iterator[None]:
     """Snapshots of several pieces, logs that are soon too short, two entries in an Append: no run would see them otherwise."""
-    with patch.multiple(leading_module, SNAPSHOT_CHUNK_BYTES=8, ENTRIES_BYTES_MAX=70), patch.object(core_module, "KEEP_BEHIND", 3):
+    with (
+        patch.multiple(leading_module, SNAPSHOT_CHUNK_BYTES=8, ENTRIES_BYTES_MAX=entries_bytes),
+        patch.object(core_module, "KEEP_BEHIND", 3),
+    ):
         yield
 
 
@@ -93,6 +109,9 @@ class Place:
     role: Role = Role.FOLLOWER
     voted: tuple[int, Member | None] = (0, None)
     reads: dict[object, int] = attrs.field(factory=dict)
+    heard: dict[Member, float] = attrs.field(factory=dict)
+    """When each member's last answer to its Appends and snapshots came, since it leads."""
+    led_since: float = 0.0
 
     def clock(self, now: float) -> int:
         """Its own time."""
@@ -146,14 +165,19 @@ class Plan:
 
 
 class Run:
-    """One run of a seed."""
+    """One run of a seed. What else it may draw, a subclass says."""
 
     make_core: Callable[..., RaftCore] = RaftCore
+    command = "python -m tests.core.raft.heap"
+    fault_seconds = FAULT_SECONDS
+    entries_bytes = 70
+    blind_to: tuple[str, ...] = ()
+    """Checks that are off, so that a broken candidate is found by another one."""
 
     def __init__(self, seed: int, tell: Callable[[str], None] | None = None) -> None:
         self.now = 0.0
         self.chance = random.Random(seed)
-        self.plan = Plan.draw(self.chance)
+        self.plan = self._draw_plan()
         self.steps = self.proposed = self.crashes = self.wipes = self.changes = self.reads = self.installs = self.transfers = 0
         self.healed_after = 0.0
         self.term_max = 0
@@ -174,7 +198,7 @@ class Run:
         self._broken: dict[tuple[int, int], float] = {}  # until when nothing goes from one to the other
         self._healed = False
         self._token = 0
-        self.places = [self._make_place(node_id) for node_id in range(1, self.chance.randint(1, 5) + 1)]
+        self.places = [self._make_place(node_id) for node_id in range(1, self._draw_size() + 1)]
         self._bootstrap()
 
     # --- time -------------------------------------------------------------------------------------------------------------------
@@ -191,29 +215,33 @@ class Run:
 
     def play(self) -> None:
         """Faults, healing, judgement."""
-        with small_bounds():
-            for act, rate in (
-                (self._propose, self.plan.proposals),
-                (self._ask, 4.0),
-                (self._break_link, self.plan.breaks),
-                (self._crash_somebody, self.plan.crashes),
-                (self._wipe_somebody, self.plan.wipes),
-                (self._change_something, self.plan.changes),
-                (self._hand_over, self.plan.transfers),
-            ):
+        with small_bounds(self.entries_bytes):
+            for act, rate in self._nuisances():
                 if rate:
                     self.after(self.chance.expovariate(rate), self._repeat, act, rate)
-            self._go_on(FAULT_SECONDS)
+            self._go_on(self.fault_seconds)
             self._heal()
             last_said = None
-            while self.now < FAULT_SECONDS + HEALING_SECONDS:
+            while self.now < self.fault_seconds + HEALING_SECONDS:
                 self._go_on(self.now + 0.2)
                 last_said = self._find_unconverged()
                 if last_said is None:
                     break
-            self.healed_after = self.now - FAULT_SECONDS
+            self.healed_after = self.now - self.fault_seconds
             assert last_said is None, f"C11: {last_said}"
             self._compare_logs()
+
+    def _nuisances(self) -> list[tuple[Callable[[], None], float]]:
+        """What is done again and again, and how often in a second."""
+        return [
+            (self._propose, self.plan.proposals),
+            (self._ask, 4.0),
+            (self._break_link, self.plan.breaks),
+            (self._crash_somebody, self.plan.crashes),
+            (self._wipe_somebody, self.plan.wipes),
+            (self._change_something, self.plan.changes),
+            (self._hand_over, self.plan.transfers),
+        ]
 
     def _go_on(self, until: float) -> None:
         while self._heap and self._heap[0][0] < until:
@@ -227,6 +255,17 @@ class Run:
             act()
             self.after(self.chance.expovariate(rate), self._repeat, act, rate)
 
+    # --- what a seed draws ------------------------------------------------------------------------------------------------------
+
+    def _draw_plan(self) -> Plan:
+        return Plan.draw(self.chance)
+
+    def _draw_size(self) -> int:
+        return self.chance.randint(1, 5)
+
+    def _draw_membership(self) -> Membership:
+        return Membership(tuple(place.member for place in self.places[: self.chance.randint(1, len(self.places))]))
+
     # --- candidates -------------------------------------------------------------------------------------------------------------
 
     def _make_place(self, node_id: int) -> Place:
@@ -238,12 +277,12 @@ class Run:
     def _bootstrap(self) -> None:
         """The first candidate's log names the first voters; nobody else has anything."""
         first = self.places[0]
-        voters = tuple(place.member for place in self.places[: self.chance.randint(1, len(self.places))])
+        membership = self._draw_membership()
         base = self.chance.choice((0, 3))
         first.disk = self._disks[first.member] = Disk(base)
-        entry = Entry(base + 1, 1, VOTERS, Membership(voters).pack())
+        entry = Entry(base + 1, 1, VOTERS, membership.pack())
         first.disk.write(Write(HardState(1, None, 0), (entry,), None))
-        self._memberships.append(Membership(voters))
+        self._memberships.append(membership)
         self._known[base + 1, 1] = (0, entry)
         self._committed_last = base
         self._digests[base] = 0
@@ -292,6 +331,8 @@ class Run:
         if place.core is not None:
             if self._tell is not None:
                 self.say(f"{message.sender.node_id} > {place.node_id}  {describe(message)}")
+            if isinstance(message, AppendAnswer | SnapshotAnswer) and message.term == place.core.term:
+                place.heard[message.sender] = self.now  # C13
             place.core.step(message, place.clock(self.now))
             self._look(place)
 
@@ -307,9 +348,12 @@ class Run:
     def _make_durable(self, place: Place, write: Write) -> None:
         self.say(f"# {place.node_id} has written {describe_write(write)}")
         place.disk.write(write)
-        if write.hard is not None and write.hard.voted_for is not None:  # C4
-            before = self._votes.setdefault((place.member, write.hard.term), write.hard.voted_for)
-            assert before == write.hard.voted_for, f"C4: {place.member} votes for {before} and {write.hard.voted_for}: {write.hard}"
+        if write.hard is not None and write.hard.voted_for is not None:
+            self._count_vote(place, write.hard.term, write.hard.voted_for)
+
+    def _count_vote(self, place: Place, term: int, voted_for: Member) -> None:
+        before = self._votes.setdefault((place.member, term), voted_for)
+        assert before == voted_for, f"C4: {place.member} votes for {before} and {voted_for} in term {term}"
 
     # --- what a candidate has done ----------------------------------------------------------------------------------------------
 
@@ -355,11 +399,22 @@ class Run:
             self._proved_at[place.member] = place.moment(core.proved_us)
         if core.role is Role.LEADER and core.term < self.term_max:
             assert not core.has_lease(place.clock(self.now)), f"C9: {core!r} has the lease in term {self.term_max}"
+        if core.role is Role.LEADER:
+            self._judge_quorum(place, core)
         assert core.commit >= place.commit, f"C5: {core!r} went back from {place.commit}"
         if core.commit > place.commit:
             self._judge_commit(place, core)
 
+    def _judge_quorum(self, place: Place, core: RaftCore) -> None:
+        """C13. A new leader has that time from its election on."""
+        since = self.now - (TIMING.election_us + TIMING.heartbeat_us) / 1e6 / place.rate - 1e-3
+        if since > place.led_since:
+            voters = core.membership.voters
+            count = sum(voter == place.member or place.heard.get(voter, 0.0) >= since for voter in voters)
+            assert count >= majority(len(voters)), f"C13: {core!r} leads, and has heard {count} of {len(voters)} lately"
+
     def _judge_leader(self, place: Place, core: RaftCore) -> None:
+        place.led_since, place.heard = self.now, {}
         before = self._leaders.setdefault(core.term, place.member)
         assert before == place.member, f"C1: {before} and {place.member} lead in term {core.term}"
         self.term_max = max(self.term_max, core.term)
@@ -401,26 +456,33 @@ class Run:
 
     def _judge_message(self, place: Place, core: RaftCore, message: RaftMessage) -> None:
         """C7, and C2 of what a leader says."""
-        hard, disk = place.disk.hard, place.disk
         if isinstance(message, TimeoutNow):
             self._proved_at.pop(place.member, None)  # C12: it hands over
-        if isinstance(message, PreVote) or (isinstance(message, PreVoteAnswer) and message.granted):
-            return
-        assert message.term <= hard.term, f"C7: {message} and the disk has {hard}"
-        if isinstance(message, Vote):
-            if message.transfer:
-                self._handed_over[place.member] = message.term
-            assert hard.term > message.term or hard.voted_for == place.member, f"C7: {message} and the disk has {hard}"
-        elif isinstance(message, VoteAnswer) and message.granted:
-            assert hard.term > message.term or hard.voted_for == message.to, f"C7: {message} and the disk has {hard}"
-        elif isinstance(message, AppendAnswer) and message.ok and message.index:
-            term = core.log.term_of(message.index)  # None: compacted since the answer was written, and then the snapshot has it
-            assert disk.has(message.index, -1 if term is None else term), f"C7: {message}, which is not on the disk"
+        if isinstance(message, Vote) and message.transfer:
+            self._handed_over[place.member] = message.term
+        if isinstance(message, VoteAnswer) and message.granted:
+            self._count_vote(place, message.term, message.to)
+        if "C7" not in self.blind_to:
+            self._judge_durable(core, message, place.disk)
         for entry in getattr(message, "entries", ()):
             before = core.log.term_of(entry.index - 1)
             assert before is not None
             known = self._known.setdefault((entry.index, entry.term), (before, entry))
             assert known == (before, entry), f"C2: {(before, entry)} and {known}"
+
+    def _judge_durable(self, core: RaftCore, message: RaftMessage, disk: Disk) -> None:
+        """C7."""
+        hard = disk.hard
+        if isinstance(message, PreVote) or (isinstance(message, PreVoteAnswer) and message.granted):
+            return
+        assert message.term <= hard.term, f"C7: {message} and the disk has {hard}"
+        if isinstance(message, Vote):
+            assert hard.term > message.term or hard.voted_for == message.sender, f"C7: {message} and the disk has {hard}"
+        elif isinstance(message, VoteAnswer) and message.granted:
+            assert hard.term > message.term or hard.voted_for == message.to, f"C7: {message} and the disk has {hard}"
+        elif isinstance(message, AppendAnswer) and message.ok and message.index:
+            term = core.log.term_of(message.index)  # None: compacted since the answer was written, and then the snapshot has it
+            assert disk.has(message.index, -1 if term is None else term), f"C7: {message}, which is not on the disk"
 
     def _apply(self, place: Place, core: RaftCore) -> None:
         """C8."""
@@ -544,7 +606,7 @@ class Run:
         if place is None or place.core is None:
             return
         core, now_us = place.core, place.clock(self.now)
-        member = self.chance.choice([other.member for other in self.places] + list(core.membership.members))
+        member = self._choose_member(place, core)
         rest = [voter for voter in core.membership.voters if voter != member]
         if member in core.membership.learners and member in self._lost:
             return  # for a moment it seems to be there: a voter that is never heard again could be one too many
@@ -563,6 +625,10 @@ class Run:
         self.changes += 1
         self.say(f"* {place.node_id}: {core.membership}")
         self._look(place)
+
+    def _choose_member(self, place: Place, core: RaftCore) -> Member:
+        """Whom the next change is about."""
+        return self.chance.choice([other.member for other in self.places] + list(core.membership.members))
 
     def _hand_over(self) -> None:
         place = self._leader()
@@ -629,45 +695,55 @@ class View:
         self.membership = Membership.unpack(found[-1].data) if found else disk.snapshot.meta.membership
 
 
-def failure_of(seed: int, kind: type[Run] = Run) -> str | None:
-    """Run one seed; what broke, if anything did."""
+@attrs.frozen
+class Failure:
+    """What broke in a run."""
+
+    check: str
+    """Which check said so, as C5, or what was raised when it was none of them."""
+    text: str
+
+
+def run_to_end(run: Run, seed: int) -> Failure | None:
+    """Play; what broke, if anything did."""
     try:
-        kind(seed).play()
+        run.play()
     except Exception as error:
-        return f"seed {seed}: {type(error).__name__}: {error}; again: python -m tests.core.raft.heap --seed {seed} --verbose"
+        said = str(error)
+        found = re.match(r"C\d+(?=: )", said) if isinstance(error, AssertionError) else None
+        text = f"seed {seed}: {type(error).__name__}: {said}; again: {run.command} --seed {seed} --verbose"
+        return Failure(found[0] if found else type(error).__name__, text)
     return None
 
 
 COUNTED: Final = ("steps", "proposed", "reads", "crashes", "wipes", "changes", "transfers", "installs", "term_max", "healed_after")
+Summary = tuple[str | None, tuple[float, ...]]
 
 
-def summary_of(seed: int) -> tuple[str | None, tuple[float, ...]]:
+def summary_of(seed: int, kind: type[Run] = Run) -> Summary:
     """Run one seed; what broke, and what happened in it."""
-    run = Run(seed)
-    try:
-        run.play()
-    except Exception as error:
-        return f"seed {seed}: {type(error).__name__}: {error}; again: python -m tests.core.raft.heap --seed {seed} --verbose", ()
-    return None, tuple(float(getattr(run, name)) for name in COUNTED)
+    run = kind(seed)
+    failure = run_to_end(run, seed)
+    return (None, tuple(float(getattr(run, name)) for name in COUNTED)) if failure is None else (failure.text, ())
 
 
-def main() -> int:
+def main(kind: type[Run], one: Callable[[int], Summary], description: str) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m tests.core.raft.heap", description="Candidates alone, message by message.")
+    parser = argparse.ArgumentParser(prog=kind.command, description=description)
     parser.add_argument("--runs", type=int, default=1000, help="so many seeds (1000)")
     parser.add_argument("--jobs", type=int, default=1, help="in so many processes (1)")
     parser.add_argument("--seed", type=int, help="run this one only")
     parser.add_argument("--verbose", action="store_true", help="with --seed: print what happens")
     found = parser.parse_args()
     if found.seed is not None:
-        run = Run(found.seed, print if found.verbose else None)
+        run = kind(found.seed, print if found.verbose else None)
         run.play()
         print(f"{run.plan}\n" + ", ".join(f"{getattr(run, name):g} {name}" for name in COUNTED))
         return 0
-    from tests.core.raft.heap import summary_of as one  # under its own name: a pool cannot find `__main__`
-
     return 1 if run_many(one, COUNTED, range(found.runs), found.jobs) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tests.core.raft.heap import summary_of as one  # under its own name: a pool cannot find `__main__`
+
+    sys.exit(main(Run, one, "Candidates alone, message by message."))

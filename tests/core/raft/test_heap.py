@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from govern.core.raft.core import RaftCore
+
 from ..many import run_many
-from .heap import COUNTED, Run, summary_of
-from .mutants import DEEP, MUTANTS, find
+from .heap import COUNTED, Run, run_to_end, summary_of
+from .mutants import MUTANTS, Broken, class_of, find
+from .upheaval import Upheaval, summary_of_upheaval
 
 RUNS = 150
+RUNS_UPHEAVAL = 30
 RUNS_DEEP = 100_000
+RUNS_DEEP_UPHEAVAL = 20_000
 
 
 def test_short_runs() -> None:
@@ -28,6 +33,17 @@ def test_short_runs() -> None:
         assert counts[name] > RUNS / 20, name
 
 
+def test_short_upheavals() -> None:
+    """Nor is one in times of many elections."""
+    terms = crashes = 0
+    for seed in range(RUNS_UPHEAVAL):
+        run = Upheaval(seed)
+        run.play()
+        terms, crashes = terms + run.term_max, crashes + run.crashes
+    assert terms > 3 * RUNS_UPHEAVAL
+    assert crashes > 2 * RUNS_UPHEAVAL
+
+
 def test_a_run_repeats() -> None:
     """The same seed tells the same story."""
     stories: list[list[str]] = [[], []]
@@ -43,16 +59,33 @@ def test_many_short_runs() -> None:
     assert run_many(summary_of, COUNTED, range(RUNS_DEEP)) == []
 
 
-@pytest.mark.parametrize("name", [name for name in MUTANTS if name not in DEEP])
-def test_every_mutant_is_found(name: str) -> None:
-    """Within its number of runs; the seed is printed."""
-    found = find(name, MUTANTS[name][1])
-    assert found is not None, f"nothing found {name!r} in {MUTANTS[name][1]} runs"
-    print(f"{name}: found by seed {found[0]}: {found[1][:200]}")
-
-
 @pytest.mark.deep
-@pytest.mark.parametrize("name", DEEP)
-def test_every_rare_mutant_is_found(name: str) -> None:
-    """Those that need more luck; each has a directed story besides (`test_stories`)."""
-    test_every_mutant_is_found(name)
+def test_many_upheavals() -> None:
+    """Twenty thousand; they are longer."""
+    assert run_many(summary_of_upheaval, COUNTED, range(RUNS_DEEP_UPHEAVAL)) == []
+
+
+@pytest.mark.parametrize(
+    "broken", [pytest.param(each, id=name, marks=[pytest.mark.deep] if each.deep else []) for name, each in MUTANTS.items()]
+)
+def test_every_mutant_is_found(broken: Broken) -> None:
+    """By the check that is for it, within its number of runs; the seed is printed."""
+    found = find(broken)
+    assert found is not None, f"{broken.check} found nothing in {broken.runs} runs"
+    print(f"found by seed {found[0]}: {found[1].text[:200]}")
+
+
+class CrashesItself(RaftCore):
+    """A careless mutant."""
+
+    def _append_noop(self) -> None:
+        raise KeyError("a mistake in the mutant")
+
+
+def test_a_mutant_that_crashes_is_not_found() -> None:
+    """What a broken candidate raises itself is no finding of a check."""
+    kind = class_of(CrashesItself)
+    failure = run_to_end(kind(0), 0)
+    assert failure is not None
+    assert failure.check == "KeyError"
+    assert find(Broken(kind, "C1", 3)) is None
