@@ -727,16 +727,16 @@ def summary_of(seed: int, kind: type[Run] = Run) -> Summary:
     return (None, tuple(float(getattr(run, name)) for name in COUNTED)) if failure is None else (failure.text, ())
 
 
-def main(kind: type[Run], one: Callable[[int], Summary], description: str) -> int:
+def main(kind_of: Callable[[int], type[Run]], one: Callable[[int], Summary], description: str) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog=kind.command, description=description)
+    parser = argparse.ArgumentParser(prog=kind_of(0).command, description=description)
     parser.add_argument("--runs", type=int, default=1000, help="so many seeds (1000)")
     parser.add_argument("--jobs", type=int, default=1, help="in so many processes (1)")
     parser.add_argument("--seed", type=int, help="run this one only")
     parser.add_argument("--verbose", action="store_true", help="with --seed: print what happens")
     found = parser.parse_args()
     if found.seed is not None:
-        run = kind(found.seed, print if found.verbose else None)
+        run = kind_of(found.seed)(found.seed, print if found.verbose else None)
         run.play()
         print(f"{run.plan}\n" + ", ".join(f"{getattr(run, name):g} {name}" for name in COUNTED))
         return 0
@@ -746,4 +746,4 @@ def main(kind: type[Run], one: Callable[[int], Summary], description: str) -> in
 if __name__ == "__main__":
     from tests.core.raft.heap import summary_of as one  # under its own name: a pool cannot find `__main__`
 
-    sys.exit(main(Run, one, "Candidates alone, message by message."))
+    sys.exit(main(lambda seed: Run, one, "Candidates alone, message by message."))

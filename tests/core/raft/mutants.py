@@ -202,15 +202,14 @@ def class_of(core: type[RaftCore], among: type[Run] = Run, blind_to: tuple[str, 
     return type(core.__name__, (among,), {"make_core": core, "blind_to": blind_to})
 
 
-def patched(owner: type, name: str, mutant: object) -> type[Run]:
+def patched(owner: type, name: str, mutant: object, among: type[Run] = Run) -> type[Run]:
     """Runs in which something below the candidates is broken."""
 
-    class Patched(Run):
-        def play(self) -> None:
-            with patch.object(owner, name, mutant):
-                super().play()
+    def play(run: Run) -> None:
+        with patch.object(owner, name, mutant):
+            among.play(run)
 
-    return Patched
+    return type("Patched", (among,), {"play": play})
 
 
 def _counted_before_written(self: Leading, member: Member) -> int:
@@ -269,16 +268,18 @@ MUTANTS: dict[str, Broken] = {
     "vote forgotten, and nobody compares answers with the disk": Broken(class_of(VoteForgotten, Restarts, ("C7",)), "C4", 400, deep=True),
     "term, then vote": Broken(class_of(TermThenVote), "C7", 5),
     "term, then vote, and nobody compares answers with the disk": Broken(class_of(TermThenVote, Restarts, ("C7",)), "C4", 3000, deep=True),
-    "votes again": Broken(class_of(VotesAgain, Restarts), "C4", 100),
+    "votes again": Broken(class_of(VotesAgain, Figure8), "C4", 20),
     "answers at once": Broken(class_of(AnswersAtOnce), "C7", 5),
     "many changes": Broken(class_of(ManyChanges), "C6", 40),
     "changes at once": Broken(class_of(ChangesAtOnce, Partings), "C3", 400, deep=True),
     "offered keeps lease": Broken(class_of(OfferedKeepsLease), "C9", 80),
     "counted before written": Broken(patched(Leading, "match_of", _counted_before_written), "C5", 15),
     "read joins round": Broken(patched(Leading, "read", read_joins_round), "C10", 10),
+    "replaced while written": Broken(patched(Log, "cut", cut_keeps_marks, Figure8), "C7", 30),
     "accepts everything": Broken(patched(Following, "accept", _accept_everything), "C7", 5),
     "wiped disk keeps name": Broken(WipedDiskKeepsName, "C3", 40),
     "votes while led": Broken(class_of(VotesWhileLed, Restarts), "C12", 10),
+    "forgets that it led": Broken(class_of(ForgetsThatItLed, Restarts), "C12", 3000, deep=True),
     "restart forgets leader": Broken(class_of(RestartForgetsLeader, Restarts), "C12", 20),
     "votes for short logs": Broken(class_of(VotesForShortLogs, Figure8), "C3", 20),
     "stays leader": Broken(class_of(StaysLeader), "C13", 10),

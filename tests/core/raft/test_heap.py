@@ -9,10 +9,10 @@ from govern.core.raft.core import RaftCore
 from ..many import run_many
 from .heap import COUNTED, Run, run_to_end, summary_of
 from .mutants import MUTANTS, Broken, class_of, find
-from .upheaval import Upheaval, summary_of_upheaval
+from .upheaval import kind_of, summary_of_upheaval
 
 RUNS = 150
-RUNS_UPHEAVAL = 30
+RUNS_UPHEAVAL = 20
 RUNS_DEEP = 100_000
 RUNS_DEEP_UPHEAVAL = 20_000
 
@@ -37,7 +37,7 @@ def test_short_upheavals() -> None:
     """Nor is one in times of many elections."""
     terms = crashes = 0
     for seed in range(RUNS_UPHEAVAL):
-        run = Upheaval(seed)
+        run = kind_of(seed)(seed)
         run.play()
         terms, crashes = terms + run.term_max, crashes + run.crashes
     assert terms > 3 * RUNS_UPHEAVAL
