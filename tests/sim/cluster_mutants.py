@@ -34,6 +34,7 @@ from govern.core import ownership as ownership_rules
 from govern.core.controller import Controller
 from govern.core.ownership import Ownership, runs_of
 from govern.core.peering import Peering, PeerLink, Phase, Step
+from govern.core.placement import spread
 from govern.core.raft.core import RaftCore
 from govern.core.raft.leading import Leading
 from govern.core.raft.types import Write
@@ -304,7 +305,6 @@ def table_not_pushed(patch: pytest.MonkeyPatch) -> None:
 
 def slots_spread_unevenly(patch: pytest.MonkeyPatch) -> None:
     """The first node gets two shares."""
-    spread = controller_rules.spread
     patch.setattr(controller_rules, "spread", lambda ranges, node_ids: spread(ranges, [node_ids[0], *node_ids]))
 
 

@@ -8,33 +8,16 @@ with a write outstanding (done or not), slow and hanging disks, disks that are l
 membership, hand-overs. Then everything is healed and must come to rest. A write of `begin_write` is durable as a whole some time later;
 what was not is gone after a crash. What goes wrong in the moments around elections is in `upheaval`.
 
-Checked at every event, of the candidate that it touched:
-
-C1  One leader per term.
-C2  An (index, term) names one entry with one predecessor, wherever it appears.
-C3  What is committed is in the log of every later leader.
-C4  One vote per member and term, counted from the disks and from what is said.
-C5  The commit index of a life never goes back; what is handed out is committed; what a leader commits is on the disks of a majority.
-C6  A leader has at most one change of the membership uncommitted; committed memberships that follow each other differ by one voter at most.
-C7  No message speaks of anything that is not on the sender's disk.
-C8  All hand out the same entries, and snapshots are of their fold.
-C9  While one has the lease there is no leader of a later term.
-C10 The index of a read is not lower than what was committed when it was asked for.
-C11 (at the end) One leads, everybody has everything, and new proposals are committed.
-C12 Nobody else is elected before an election timeout is over, by the fastest clock, since a round began that a majority answered; unless
-    the leader has handed over. Leases of nodes are counted from that.
-C13 Who leads has heard a majority within an election timeout and a heartbeat, by its own clock.
+What must hold at every event, C1 to C13, is in `judge`.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
-import math
 import random
 import re
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -52,7 +35,6 @@ from govern.core.raft.types import (
     HardState,
     Membership,
     NotLeader,
-    Timing,
     Write,
 )
 from govern.errors import Overloaded
@@ -60,24 +42,17 @@ from govern.peer_messages import (
     AppendAnswer,
     Entry,
     Member,
-    PreVote,
-    PreVoteAnswer,
     RaftMessage,
     SnapshotAnswer,
-    TimeoutNow,
-    Vote,
-    VoteAnswer,
 )
 
 from ..many import run_many
 from .disk import Disk
+from .judge import RATE_MAX, TIMING, Judge, Place
 from .words import describe, describe_write
 
 FAULT_SECONDS: Final = 5.0
 HEALING_SECONDS: Final = 12.0
-TIMING: Final = Timing()
-RATE_MAX: Final = 1.1
-"""No clock is faster."""
 
 
 @contextmanager
@@ -88,38 +63,6 @@ def small_bounds(entries_bytes: int) -> Iterator[None]:
         patch.object(core_module, "KEEP_BEHIND", 3),
     ):
         yield
-
-
-@attrs.define(eq=False)
-class Place:
-    """Where a node runs: its disk, its clock, and its core while it lives."""
-
-    node_id: int
-    member: Member
-    disk: Disk
-    rate: float
-    offset: float
-    core: RaftCore | None = None
-    life: int = 0
-    writing: Write | None = None
-    next_tick: float = 0.0
-    commit: int = 0
-    applied: int = 0
-    digest: int = 0
-    role: Role = Role.FOLLOWER
-    voted: tuple[int, Member | None] = (0, None)
-    reads: dict[object, int] = attrs.field(factory=dict)
-    heard: dict[Member, float] = attrs.field(factory=dict)
-    """When each member's last answer to its Appends and snapshots came, since it leads."""
-    led_since: float = 0.0
-
-    def clock(self, now: float) -> int:
-        """Its own time."""
-        return int((self.offset + now * self.rate) * 1e6)
-
-    def moment(self, clock_us: int) -> float:
-        """When that is by its own time."""
-        return (clock_us / 1e6 - self.offset) / self.rate
 
 
 @attrs.frozen
@@ -180,24 +123,14 @@ class Run:
         self.plan = self._draw_plan()
         self.steps = self.proposed = self.crashes = self.wipes = self.changes = self.reads = self.installs = self.transfers = 0
         self.healed_after = 0.0
-        self.term_max = 0
         self._tell = tell
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._pushed = 0
-        self._leaders: dict[int, Member] = {}  # C1
-        self._known: dict[tuple[int, int], tuple[int, Entry]] = {}  # C2
-        self._committed: dict[int, Entry] = {}  # C3, C8
-        self._committed_last = 0
-        self._digests: dict[int, int] = {}  # C8
-        self._memberships: list[Membership] = []  # C6
-        self._votes: dict[tuple[Member, int], Member] = {}  # C4
-        self._proved_at: dict[Member, float] = {}  # C12
-        self._handed_over: dict[Member, int] = {}  # to whom the leader gave up, and in which term it was going to stand
-        self._disks: dict[Member, Disk] = {}  # also of those that are lost: they had what they had (C5)
         self._lost: list[Member] = []
         self._broken: dict[tuple[int, int], float] = {}  # until when nothing goes from one to the other
         self._healed = False
         self._token = 0
+        self.judge = Judge(self.blind_to)
         self.places = [self._make_place(node_id) for node_id in range(1, self._draw_size() + 1)]
         self._bootstrap()
 
@@ -212,6 +145,11 @@ class Run:
         """Let something happen later."""
         self._pushed += 1
         heapq.heappush(self._heap, (self.now + seconds, self._pushed, action, args))
+
+    @property
+    def term_max(self) -> int:
+        """The highest term in which somebody led."""
+        return self.judge.term_max
 
     def play(self) -> None:
         """Faults, healing, judgement."""
@@ -271,7 +209,7 @@ class Run:
     def _make_place(self, node_id: int) -> Place:
         disk = Disk()
         member = Member(node_id, b"1".ljust(16, b"\0"))
-        self._disks[member] = disk
+        self.judge.disks[member] = disk
         return Place(node_id, member, disk, self.chance.uniform(0.9, RATE_MAX), self.chance.uniform(0.0, 100.0))
 
     def _bootstrap(self) -> None:
@@ -279,13 +217,11 @@ class Run:
         first = self.places[0]
         membership = self._draw_membership()
         base = self.chance.choice((0, 3))
-        first.disk = self._disks[first.member] = Disk(base)
+        first.disk = self.judge.disks[first.member] = Disk(base)
         entry = Entry(base + 1, 1, VOTERS, membership.pack())
         first.disk.write(Write(HardState(1, None, 0), (entry,), None))
-        self._memberships.append(membership)
-        self._known[base + 1, 1] = (0, entry)
-        self._committed_last = base
-        self._digests[base] = 0
+        self.judge.begin(base, membership)
+        self.judge.know(0, entry)
         for place in self.places:
             self._start(place)
         assert first.core is not None
@@ -307,7 +243,7 @@ class Run:
             now_us=place.clock(self.now),
         )
         place.commit, place.applied = place.core.commit, place.core.applied
-        place.digest = self._digests.get(place.applied, 0)
+        place.digest = self.judge.digests.get(place.applied, 0)
         place.next_tick = float("inf")
         self.say(f"> {place.core!r} lives")
         self._look(place)
@@ -349,11 +285,7 @@ class Run:
         self.say(f"# {place.node_id} has written {describe_write(write)}")
         place.disk.write(write)
         if write.hard is not None and write.hard.voted_for is not None:
-            self._count_vote(place, write.hard.term, write.hard.voted_for)
-
-    def _count_vote(self, place: Place, term: int, voted_for: Member) -> None:
-        before = self._votes.setdefault((place.member, term), voted_for)
-        assert before == voted_for, f"C4: {place.member} votes for {before} and {voted_for} in term {term}"
+            self.judge.count_vote(place, write.hard.term, write.hard.voted_for)
 
     # --- what a candidate has done ----------------------------------------------------------------------------------------------
 
@@ -363,13 +295,17 @@ class Run:
         assert core is not None
         if self.steps % 4 == 0:
             core.validate()
-        self._judge(place, core)
+        if core.role is not place.role:
+            place.role = core.role
+            self.say(f"= {core!r}")
+            if core.role is Role.LEADER:
+                self._elected(place, core)
+        self.judge.look(place, core, self.now)
         for message in core.take_messages():
-            self._judge_message(place, core, message)
+            self.judge.message(place, core, message)
             self._send(place, message)
         for token, index in core.take_reads():
-            committed = place.reads.pop(token)
-            assert index >= committed, f"C10: a read at {core!r} gets {index}, {committed} was committed when it was asked for"
+            self.judge.read(core, index, place.reads.pop(token))
             self.reads += 1
         for token in core.take_failed_reads():
             del place.reads[token]
@@ -383,122 +319,23 @@ class Run:
             place.next_tick = at
             self.after(at - self.now, self._tick, place, place.life, at)
 
+    def _elected(self, place: Place, core: RaftCore) -> None:
+        """Somebody leads from now on."""
+        self.judge.elected(place, core, self.now, self.places)
+
     def _write_seconds(self) -> float:
         if self._healed:
             return min(0.3, self.chance.expovariate(1 / self.plan.slow_disk))
         hangs = self.chance.random() < self.plan.hangs
         return self.chance.uniform(0.5, 3.0) if hangs else self.chance.expovariate(1 / self.plan.slow_disk)
 
-    def _judge(self, place: Place, core: RaftCore) -> None:
-        if core.role is not place.role:
-            place.role = core.role
-            self.say(f"= {core!r}")
-            if core.role is Role.LEADER:
-                self._judge_leader(place, core)
-        if core.proved_us is not None:
-            self._proved_at[place.member] = place.moment(core.proved_us)
-        if core.role is Role.LEADER and core.term < self.term_max:
-            assert not core.has_lease(place.clock(self.now)), f"C9: {core!r} has the lease in term {self.term_max}"
-        if core.role is Role.LEADER:
-            self._judge_quorum(place, core)
-        assert core.commit >= place.commit, f"C5: {core!r} went back from {place.commit}"
-        if core.commit > place.commit:
-            self._judge_commit(place, core)
-
-    def _judge_quorum(self, place: Place, core: RaftCore) -> None:
-        """C13. A new leader has that time from its election on."""
-        since = self.now - (TIMING.election_us + TIMING.heartbeat_us) / 1e6 / place.rate - 1e-3
-        if since > place.led_since:
-            voters = core.membership.voters
-            count = sum(voter == place.member or place.heard.get(voter, 0.0) >= since for voter in voters)
-            assert count >= majority(len(voters)), f"C13: {core!r} leads, and has heard {count} of {len(voters)} lately"
-
-    def _judge_leader(self, place: Place, core: RaftCore) -> None:
-        place.led_since, place.heard = self.now, {}
-        before = self._leaders.setdefault(core.term, place.member)
-        assert before == place.member, f"C1: {before} and {place.member} lead in term {core.term}"
-        self.term_max = max(self.term_max, core.term)
-        since = self.now - max((at for leader, at in self._proved_at.items() if leader != place.member), default=-math.inf)
-        if self._handed_over.get(place.member) != core.term:
-            assert since >= TIMING.election_us / 1e6 / RATE_MAX, f"C12: {core!r} is elected {since:.3f} s after a majority heard a leader"
-        last = self._committed.get(self._committed_last)
-        if last is not None:
-            here = core.log.term_of(last.index)
-            assert here == last.term or core.log.snapshot.meta.index > last.index, f"C3: {core!r} leads without {last}"
-        for other in self.places:
-            if other.core is not None and other.core.role is Role.LEADER and other.core.term < core.term:
-                assert not other.core.has_lease(other.clock(self.now)), f"C9: {other.core!r} has the lease when {core!r} is elected"
-
-    def _judge_commit(self, place: Place, core: RaftCore) -> None:
-        if core.role is Role.LEADER:  # C5
-            term = core.log.term_of(core.commit)
-            assert term is not None
-            voters = core.membership.voters
-            count = sum(self._disks[voter].has(core.commit, term) for voter in voters)
-            assert count >= majority(len(voters)), f"C5: {core!r} commits what is on {count} of {len(voters)} disks"
-            pending = sum(entry.kind == VOTERS for entry in core.log.slice(core.commit + 1, core.log.last_index))
-            assert pending <= 1, f"C6: {core!r} has {pending} changes uncommitted"
-        for index in range(max(place.commit, core.log.base_index, self._committed_last) + 1, core.commit + 1):
-            self._commit(core.log.entry(index))
-        place.commit = core.commit
-
-    def _commit(self, entry: Entry) -> None:
-        """The first to know."""
-        assert entry.index == self._committed_last + 1, "C8: committed entries are dense"
-        self._committed[entry.index] = entry
-        self._digests[entry.index] = zlib.crc32(b"%d %d %d " % entry[:3] + entry.data, self._digests[self._committed_last])
-        self._committed_last = entry.index
-        if entry.kind == VOTERS:
-            before, after = self._memberships[-1].voters, Membership.unpack(entry.data).voters
-            different = [voter for voter in before + after if (voter in before) != (voter in after)]
-            assert len(different) <= 1, f"C6: {before} is followed by {after}"
-            self._memberships.append(Membership.unpack(entry.data))
-
-    def _judge_message(self, place: Place, core: RaftCore, message: RaftMessage) -> None:
-        """C7, and C2 of what a leader says."""
-        if isinstance(message, TimeoutNow):
-            self._proved_at.pop(place.member, None)  # C12: it hands over
-        if isinstance(message, Vote) and message.transfer:
-            self._handed_over[place.member] = message.term
-        if isinstance(message, VoteAnswer) and message.granted:
-            self._count_vote(place, message.term, message.to)
-        if "C7" not in self.blind_to:
-            self._judge_durable(core, message, place.disk)
-        for entry in getattr(message, "entries", ()):
-            before = core.log.term_of(entry.index - 1)
-            assert before is not None
-            known = self._known.setdefault((entry.index, entry.term), (before, entry))
-            assert known == (before, entry), f"C2: {(before, entry)} and {known}"
-
-    def _judge_durable(self, core: RaftCore, message: RaftMessage, disk: Disk) -> None:
-        """C7."""
-        hard = disk.hard
-        if isinstance(message, PreVote) or (isinstance(message, PreVoteAnswer) and message.granted):
-            return
-        assert message.term <= hard.term, f"C7: {message} and the disk has {hard}"
-        if isinstance(message, Vote):
-            assert hard.term > message.term or hard.voted_for == message.sender, f"C7: {message} and the disk has {hard}"
-        elif isinstance(message, VoteAnswer) and message.granted:
-            assert hard.term > message.term or hard.voted_for == message.to, f"C7: {message} and the disk has {hard}"
-        elif isinstance(message, AppendAnswer) and message.ok and message.index:
-            term = core.log.term_of(message.index)  # None: compacted since the answer was written, and then the snapshot has it
-            assert disk.has(message.index, -1 if term is None else term), f"C7: {message}, which is not on the disk"
-
     def _apply(self, place: Place, core: RaftCore) -> None:
-        """C8."""
         installed = core.take_installed()
         if installed is not None:
             self.installs += 1
-            place.applied = installed.meta.index
-            place.digest = int(installed.state.decode())
-            assert place.digest == self._digests[place.applied], f"C8: {core!r} has a snapshot of something else"
-            at = [at for at, entry in self._committed.items() if at <= place.applied and entry.kind == VOTERS]
-            assert installed.meta.membership == Membership.unpack(self._committed[at[-1]].data), f"C6: {installed}"
+            self.judge.installed(place, core, installed)
         for entry in core.take_committed(100):
-            assert entry.index > place.applied, f"C8: {entry} is handed out again"
-            place.applied = entry.index
-            assert entry == self._committed[entry.index], f"C8: {entry} was committed as {self._committed[entry.index]}"
-            place.digest = self._digests[entry.index]
+            self.judge.applied(place, entry)
         if self.chance.random() < self.plan.compaction and core.may_compact and place.writing is None:
             snapshot = core.compact(b"%040d" % place.digest, place.applied)
             place.disk.save_snapshot(snapshot, *core.kept())
@@ -562,7 +399,7 @@ class Run:
                 place.core.read(self._token, place.clock(self.now))
             except NotLeader:
                 return
-            place.reads[self._token] = self._committed_last
+            place.reads[self._token] = self.judge.committed_last
             self._look(place)
 
     def _crash_somebody(self) -> None:
@@ -583,7 +420,7 @@ class Run:
         lost = [*self._lost, place.member]
         memberships = [other.core.membership for other in self.places if other.core is not None]
         memberships += [View(other.disk).membership for other in self.places]
-        if not self._committed:
+        if not self.judge.committed:
             return  # nobody else may know who the voters are
         if any(sum(voter not in lost for voter in each.voters) < majority(len(each.voters)) for each in memberships if each.voters):
             return
@@ -598,7 +435,7 @@ class Run:
 
     def _replace_disk(self, place: Place) -> None:
         place.member = Member(place.node_id, (b"%d" % (self.wipes + 1)).ljust(16, b"\0"))
-        place.disk = self._disks[place.member] = Disk()
+        place.disk = self.judge.disks[place.member] = Disk()
 
     def _change_something(self) -> None:
         """As an operator would, who looks at who is there; or not quite so."""
@@ -684,7 +521,7 @@ class Run:
             core = place.core
             assert core is not None
             for index in range(core.log.base_index + 1, core.commit + 1):
-                assert core.log.entry(index) == self._committed[index], f"C8: {core!r} at {index}"
+                assert core.log.entry(index) == self.judge.committed[index], f"C8: {core!r} at {index}"
 
 
 class View:

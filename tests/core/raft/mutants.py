@@ -18,7 +18,8 @@ from govern.core.raft.log import Log
 from govern.core.raft.types import HardState, Write
 from govern.peer_messages import AppendAnswer, Member, PreVote, RaftMessage, Vote
 
-from .heap import Failure, Place, Plan, Run, run_to_end
+from .heap import Failure, Plan, Run, run_to_end
+from .judge import Place
 from .upheaval import Figure8, Partings, Restarts
 
 
@@ -245,7 +246,7 @@ class WipedDiskKeepsName(Figure8):
 
     def _replace_disk(self, place: Place) -> None:
         self._lost.remove(place.member)
-        place.disk = self._disks[place.member] = type(place.disk)()
+        place.disk = self.judge.disks[place.member] = type(place.disk)()
 
 
 @attrs.frozen

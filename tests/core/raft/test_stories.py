@@ -17,7 +17,8 @@ from govern.core.raft.types import HardState, NotLeader
 from govern.peer_messages import Append, AppendAnswer, PreVote, PreVoteAnswer, RaftMessage
 
 from . import mutants, test_log
-from .heap import TIMING, Place, Run
+from .heap import Run
+from .judge import TIMING, Place
 from .rig import Rig, make_member
 
 Cores = Callable[..., RaftCore]
@@ -253,10 +254,9 @@ class Lockstep(Run):
         rig = Rig(range(1, 6))
         self.places = [self._make_place(node_id) for node_id in range(1, 6)]
         for place in self.places:
-            place.disk = self._disks[place.member] = rig.seats[place.node_id].disk
-        self._memberships = [rig.core(1).membership]
-        self._digests[0] = 0
-        self._commit(rig.core(1).log.entry(1))
+            place.disk = self.judge.disks[place.member] = rig.seats[place.node_id].disk
+        self.judge.begin(0, rig.core(1).membership)
+        self.judge.commit(rig.core(1).log.entry(1))
         for place in self.places:
             self._start(place)
 
@@ -320,13 +320,12 @@ class HalfPromoted(Lockstep):
         rig.core(1).promote(make_member(4), rig.now_us)
         rig.settle(1)
         rig.deliver()
-        self._memberships = [Rig((1, 2, 3), (4,)).core(1).membership]
-        self._digests[0] = 0
+        self.judge.begin(0, Rig((1, 2, 3), (4,)).core(1).membership)
         for index in (1, 2):
-            self._commit(rig.core(1).log.entry(index))
+            self.judge.commit(rig.core(1).log.entry(index))
         self.places = [self._make_place(node_id) for node_id in range(1, 5)]
         for place in self.places:
-            place.disk = self._disks[place.member] = rig.seats[place.node_id].disk
+            place.disk = self.judge.disks[place.member] = rig.seats[place.node_id].disk
         for place in self.places[1:]:
             known = len(rig.core(place.node_id).membership.voters)
             self.chance = EqualAtFirst(known, place.node_id)

@@ -23,7 +23,8 @@ from govern.core.raft.core import RaftCore, Role
 from govern.core.raft.types import Membership
 from govern.peer_messages import Append, AppendAnswer, Member, PreVote, RaftMessage, Vote, VoteAnswer
 
-from .heap import Place, Plan, Run, Summary, main, summary_of
+from .heap import Plan, Run, Summary, main, summary_of
+from .judge import Place
 
 EVERYTHING: Final = 1000
 """More Appends than a leader has."""
@@ -98,8 +99,8 @@ class Upheaval(Run):
 
     # --- elections --------------------------------------------------------------------------------------------------------------
 
-    def _judge_leader(self, place: Place, core: RaftCore) -> None:
-        super()._judge_leader(place, core)
+    def _elected(self, place: Place, core: RaftCore) -> None:
+        super()._elected(place, core)
         self._reach.pop(place.node_id, None)
         if self._healed:
             return
