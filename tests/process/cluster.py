@@ -100,6 +100,9 @@ class Watch:
         """What each node said last; nothing of those that do not answer."""
         self.reigns: dict[tuple[str, int], dict[int, None]] = {}
         """Who was seen as controller, by cluster and term."""
+        self._told: dict[int, list[tuple[float, dict[str, Any]]]] = {}  # of each node: what it said, from when on
+        self._answered: dict[int, float] = {}  # when each node answered last
+        self._pauses: list[tuple[float, int, float]] = []  # when which node had been silent for how long, beyond the time between two looks
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -129,13 +132,39 @@ class Watch:
                 scope.deadline = trio.current_time() + ANSWER_SECONDS
 
     def _note(self, node_id: int, state: Mapping[str, Any]) -> None:
+        now = trio.current_time()
+        self._pauses.append((now, node_id, now - self._answered.get(node_id, now) - LOOK_SECONDS))
+        self._answered[node_id] = now
         self.states[node_id] = state
+        told, known = {name: state[name] for name in TOLD}, self._told.setdefault(node_id, [])
+        if not known or known[-1][1] != told:
+            known.append((now, told))
         if state["role"] == "controller":
             self.reigns.setdefault((state["cluster_id"], state["term"]), {})[node_id] = None
 
     def says(self, node_id: int, field: str) -> Any:
         """A field of what a node said last; an empty text when it says nothing."""
         return self.states.get(node_id, {}).get(field, "")
+
+    def told(self, since: float, node_id: int, field: str) -> list[Any]:
+        """All that a node has said in a field of `TOLD` since then, in order and without repetitions; first what it had said before."""
+        known = self._told.get(node_id, [])
+        values = [told[field] for at, told in known if at <= since][-1:] + [told[field] for at, told in known if at > since]
+        return [value for number, value in enumerate(values) if not number or values[number - 1] != value]
+
+    def stories(self, since: float) -> dict[int, list[tuple[float, dict[str, Any]]]]:
+        """What each node has said since then, for whoever has to find out what happened."""
+        return {node_id: [(round(at - since, 2), told) for at, told in known if at > since] for node_id, known in self._told.items()}
+
+    def stood_still(self, since: float, *among: int) -> float:
+        """The longest time since then for which a node did not answer, summed over these nodes or all, in seconds. Whatever stood still is
+        in it, be it the node, this process or the machine."""
+        now = trio.current_time()
+        longest = {node_id: max(0.0, now - self._answered.get(node_id, 0.0) - LOOK_SECONDS) for node_id in among or self._cluster.ids}
+        for at, node_id, seconds in self._pauses:
+            if at > since and node_id in longest:
+                longest[node_id] = max(longest[node_id], seconds)
+        return sum(longest.values())
 
     def controller(self, *among: int) -> int | None:
         """The controller that all of these nodes agree on, itself among them; None while they do not."""
