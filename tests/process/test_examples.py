@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 import sys
 from pathlib import Path
 
 import trio
 
-from .harness import REPOSITORY, Program, Programs, wait_until
+from .harness import REPOSITORY, Program, Programs, free_ports, wait_until
 
 EXAMPLES = REPOSITORY / "examples"
 STORIES = ("quickstart.py", "embedded.py", "rolling_restart.py", "crash_test.py")
@@ -70,27 +71,58 @@ async def test_a_service_tested_against_a_crash_of_the_registry(programs: Progra
     assert "refused none" in crash.out
 
 
+def copy_cluster3(directory: Path) -> tuple[Path, list[int]]:
+    """A copy of the cluster's example in which each of its readable fixed ports is a free one: its program, and the ports, those for
+    clients first. So it can run beside another checkout's, and beside one that somebody looks at."""
+    copy = directory / "cluster3"
+    shutil.copytree(EXAMPLES / "cluster3", copy, ignore=lambda _, names: [name for name in names if not name.endswith((".toml", ".py"))])
+    written = ("7411", "7412", "7413", "7421", "7422", "7423")
+    ports = free_ports(len(written))
+    for path in copy.iterdir():
+        text = path.read_text()
+        if path.name == "start.py":
+            assert text.count('f"127.0.0.1:741{number}"') == 1
+            text = text.replace('f"127.0.0.1:741{number}"', 'f"127.0.0.1:{PORTS[number]}"')
+            text = text.replace("HERE = ", f"PORTS = {dict(zip((1, 2, 3), ports, strict=False))}\nHERE = ", 1)
+        for before, port in zip(written, ports, strict=True):
+            text = text.replace(f"127.0.0.1:{before}", f"127.0.0.1:{port}")
+        assert "127.0.0.1:74" not in text, path
+        path.write_text(text)
+    return copy / "start.py", ports
+
+
 async def test_a_cluster_from_three_files_survives_its_controller(programs: Programs, tmp_path: Path) -> None:
     """The story of the three nodes ends by itself: all started, the controller was killed, and a service on another node was changed while
-    there was a new one."""
-    cluster = Program("cluster3", [sys.executable, str(EXAMPLES / "cluster3" / "start.py"), "--story"], tmp_path, programs.environment())
+    there was a new one. Without a story they stay until a signal ends all of them. Where a port is in use nothing is left running."""
+    start, ports = copy_cluster3(tmp_path)
+    cluster = Program("cluster3", [sys.executable, str(start), "--story"], tmp_path, programs.environment())
     try:
         assert await cluster.wait_exit(120) == 0, cluster.err
     finally:
         cluster.process.terminate()
     lines = cluster.out.splitlines()
-    assert sum(" ready: clients 127.0.0.1:741" in line for line in lines) == 3
+    ready = [f"govern node {number} ready: clients 127.0.0.1:{port}, " for number, port in zip((1, 2, 3), ports, strict=False)]
+    assert [line.startswith(text) for line, text in zip(lines, ready, strict=False)] == [True] * 3, lines
     assert re.search(r"^All 16384 slots are assigned, [0-9.]+ s after", cluster.out, re.MULTILINE)
     assert re.search(r"^Now node (\d) is killed with SIGKILL\.\nNode (?!\1)\d is the controller now\.$", cluster.out, re.MULTILINE)
     assert lines[-1] == "Everything happened as it should."
-    cluster = Program("cluster3", [sys.executable, str(EXAMPLES / "cluster3" / "start.py")], tmp_path, programs.environment())
+    cluster = Program("cluster3", [sys.executable, str(start)], tmp_path, programs.environment())
     try:
         await wait_until(lambda: "Ctrl-C stops it.\n" in cluster.out, "a cluster that stays", 120)
         cluster.process.terminate()
         assert await cluster.wait_exit(30) == 0, cluster.err
     finally:
         cluster.process.kill()
-    for port in (7411, 7412, 7413):  # no node was left behind
+    with socket.create_server(("127.0.0.1", ports[0])):
+        cluster = Program("cluster3", [sys.executable, str(start)], tmp_path, programs.environment())
+        try:
+            assert await cluster.wait_exit(30) == 1, cluster.out
+        finally:
+            cluster.process.kill()
+    *_, said, last = cluster.err.splitlines()
+    assert re.search(rf"cannot listen on 127\.0\.0\.1:{ports[0]}: something listens there already", said), cluster.err
+    assert last == "node 1 did not start: what it says stands above"
+    for port in ports:  # no node was left behind
         socket.create_server(("127.0.0.1", port)).close()
 
 
