@@ -7,6 +7,7 @@ time. `Programs` starts them in the test's own directory, with an environment th
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -28,6 +29,8 @@ from govern.messages import PROTOCOL_VERSION, Hello, Message, decode, encode
 PATIENCE_SECONDS: Final = 30.0
 CHECK_SECONDS: Final = 0.02
 FILES_WANTED: Final = 4096
+PORTS_OWN: Final = 100
+"""Several times what the largest cluster of a test needs."""
 READY: Final = "govern node 1 ready: clients "
 REPOSITORY: Final = Path(__file__).parent.parent.parent
 
@@ -58,10 +61,9 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different ones."""
-    first = 10_000 + os.getpid() * 7 % 20_000
+    """So many different ones. No other process that runs these tests is given any of them, also before somebody listens there."""
     found: list[int] = []
-    for port in range(first, 32_000):
+    for port in _own_ports():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -72,6 +74,23 @@ def free_ports(count: int) -> list[int]:
         if len(found) == count:
             return found
     raise AssertionError(f"no {count} ports are free")
+
+
+@functools.cache
+def _own_ports() -> range:
+    """The ports of this process. Whoever holds the first of a block has the others: it stays bound for as long as the process lives."""
+    blocks = range(10_000, 32_000, PORTS_OWN)
+    for turn in range(len(blocks)):
+        first = blocks[(os.getpid() + turn) % len(blocks)]
+        claim = socket.socket()
+        try:
+            claim.bind(("127.0.0.1", first))
+        except OSError:
+            claim.close()
+            continue
+        claim.detach()  # the system closes it with the process
+        return range(first + 1, min(first + PORTS_OWN, 32_000))
+    raise AssertionError("all blocks of ports are in use")
 
 
 class Program:
