@@ -8,9 +8,7 @@ pass without it. What needs rarer luck lives in the cores alone (tests/core/raft
 
 from __future__ import annotations
 
-import re
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -53,6 +51,7 @@ from govern.testing import simulate
 from govern.testing.scheduler import process
 
 from .checkers.watch import SWEEP_SECONDS
+from .finding import find_all
 from .sizes import USUAL, Sizes
 from .stage import Stage, open_stage
 from .test_cluster_hangs import (
@@ -491,9 +490,8 @@ async def everybody_dials(stage: Stage) -> None:
 
 @attrs.frozen
 class Mutant:
-    """One broken variant: the story that reveals it, and what it is found by within how many seeds. `found_by` is a pattern for the type
-    and the first line of what comes out: a checker's number, or what the story says of it. So a variant that trips over itself is not
-    found by that. A `short` one is looked for in each run of the tests."""
+    """One broken variant: the story that reveals it, and what it is found by (`finding.py`) within how many seeds. A `short` one is looked
+    for in each run of the tests."""
 
     patch: Patch
     story: Callable[[Stage], Awaitable[None]]
@@ -507,6 +505,10 @@ class Mutant:
     @property
     def name(self) -> str:
         return self.patch.__name__
+
+    def trials(self) -> Sequence[int]:
+        """The seeds within which it has to be found."""
+        return range(self.seeds)
 
     def play(self, seed: int) -> None:
         """Tell the story once, with the seed."""
@@ -543,54 +545,19 @@ MUTANTS = (
     Mutant(log_cut_before_the_snapshot, power_is_lost_at_each_snapshot, 2, "Corrupt: node./raft-log", sizes=SMALL_LOG),
     Mutant(commits_alone, the_controller_is_alone, 2, "Violation: 5: .* takes Entry", 4),
     Mutant(expires_without_lease, the_majority_goes_and_a_client_dies, 1, "Violation: 27: .* without a lease", short=True),
-    Mutant(claims_to_work_while_its_log_hangs, a_log_hangs, 1, "claims to work while its log hangs", short=True),
-    Mutant(gives_up_while_the_log_hangs, all_logs_hang_and_a_node_dies, 1, "a node that works was given up", short=True),
-    Mutant(gives_up_when_the_log_is_back, all_logs_hang, 3, "a node was given up when"),
+    Mutant(claims_to_work_while_its_log_hangs, a_log_hangs, 1, "AssertionError: .* claims to work while its log hangs", short=True),
+    Mutant(gives_up_while_the_log_hangs, all_logs_hang_and_a_node_dies, 1, "AssertionError: a node that works was given up", short=True),
+    Mutant(gives_up_when_the_log_is_back, all_logs_hang, 3, "AssertionError: a node was given up when"),
     Mutant(reads_the_monotonic_clock, machines_sleep, 1, "AssertionError: a lease of before", short=True),
-    Mutant(clients_are_told_by_the_monotonic_clock, machines_sleep, 1, "clients are told of a lease of before"),
-    Mutant(leases_are_counted_on_the_monotonic_clock, machines_sleep, 1, "no lease after"),
+    Mutant(clients_are_told_by_the_monotonic_clock, machines_sleep, 1, "AssertionError: clients are told of a lease of before"),
+    Mutant(leases_are_counted_on_the_monotonic_clock, machines_sleep, 1, "AssertionError: .* has no lease after"),
     Mutant(expires_by_the_monotonic_clock, a_client_dies_while_its_node_sleeps, 1, "Violation: 27: .* without a lease"),
-    Mutant(table_not_kept, a_simple_node_starts_alone, 1, "has not kept its table", 5, 3, short=True),
-    Mutant(table_not_pushed, tables_are_pushed, 1, "of the table was pushed to nobody", 6, 3),
+    Mutant(table_not_kept, a_simple_node_starts_alone, 1, "AssertionError: .* has not kept its table", 5, 3, short=True),
+    Mutant(table_not_pushed, tables_are_pushed, 1, "AssertionError: version .* of the table was pushed to nobody", 6, 3),
     Mutant(slots_spread_unevenly, a_cluster_forms, 1, "Violation: 44: ", short=True),
     Mutant(two_links, everybody_dials, 3, "Violation: 50: .* side by side"),
 )
 
 
-@attrs.frozen
-class Found:
-    """After how many seeds something came out, what it was, and whether that is what the mutant is to be found by."""
-
-    seeds: int
-    text: str
-    is_expected: bool
-
-
-def find(mutant: Mutant) -> Found | None:
-    """The first thing that came out; None when nothing did."""
-    for seed in range(mutant.seeds):
-        with pytest.MonkeyPatch.context() as patch:
-            mutant.patch(patch)
-            try:
-                mutant.play(seed)
-            except Exception as error:
-                text = f"{type(error).__name__}: {error}"
-                return Found(seed + 1, text.splitlines()[0], re.search(mutant.found_by, text.splitlines()[0]) is not None)
-    return None
-
-
-def main(names: Sequence[str]) -> int:
-    """Try them all, or those that are named."""
-    living = 0
-    for mutant in [mutant for mutant in MUTANTS if not names or mutant.name in names]:
-        began = time.perf_counter()
-        found = find(mutant)
-        seconds = time.perf_counter() - began
-        living += found is None or not found.is_expected
-        verdict = "LIVES" if found is None else f"{found.seeds} of {mutant.seeds}" if found.is_expected else "OTHER"
-        print(f"{mutant.name:<41} {verdict:<8} {seconds:5.1f} s  {'' if found is None else found.text[:110]}", flush=True)
-    return 1 if living else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(1 if find_all(MUTANTS, sys.argv[1:]) else 0)

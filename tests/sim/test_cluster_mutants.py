@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from .cluster_mutants import MUTANTS, Mutant, find
+from .cluster_mutants import MUTANTS, Mutant
+from .finding import expect_found
 
 
 def deep(mutant: Mutant) -> Any:
@@ -29,16 +30,12 @@ def play_whole(mutant: Mutant, seed: int) -> None:
 @pytest.mark.parametrize("mutant", [mutant if mutant.short else deep(mutant) for mutant in MUTANTS], ids=lambda mutant: mutant.name)
 def test_every_mutant_is_found(mutant: Mutant) -> None:
     """Within the number of seeds and by what is stated. Without it the story that found it passes, or finding it would prove nothing."""
-    found = find(mutant)
-    assert found is not None, f"nothing found {mutant.name} in {mutant.seeds} seeds"
-    assert found.is_expected, f"{mutant.name} is to be found by {mutant.found_by!r}, and what came out is {found.text}"
-    print(f"{mutant.name}: found by seed {found.seeds} of {mutant.seeds}: {found.text}")
-    play_whole(mutant, found.seeds - 1)
+    play_whole(mutant, expect_found(mutant).seed)
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_without_a_mutant_its_story_passes(mutant: Mutant) -> None:
     """With all seeds with which it is looked for."""
-    for seed in range(mutant.seeds):
+    for seed in mutant.trials():
         play_whole(mutant, seed)

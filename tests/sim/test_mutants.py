@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from .mutants import MUTANTS, Mutant, find, options_for
+from .finding import expect_found
+from .mutants import MUTANTS, Mutant, options_for
 from .options import Options
 
 
@@ -19,16 +20,13 @@ def play_whole(faults: tuple[str, ...], play: Callable[[Options], None], seed: i
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_mutant_is_found(mutant: Mutant) -> None:
-    """Within the number of seeds that is stated. Without it the episode that found it passes, or finding it would prove nothing."""
-    found = find(mutant)
-    assert found is not None, f"nothing found {mutant.name} in {mutant.seeds} seeds"
-    print(f"{mutant.name}: found by seed {found[0]} of {mutant.seeds}: {found[1]}")
-    play_whole(mutant.faults, mutant.play, mutant.first + found[0] - 1)
+    """Within the number of seeds and by what is stated. Without it the episode that found it passes, or finding it would prove nothing."""
+    play_whole(mutant.faults, mutant.play_with, expect_found(mutant).seed)
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_without_a_mutant_its_episodes_pass(mutant: Mutant) -> None:
     """All in which it is looked for."""
-    for seed in range(mutant.first, mutant.first + mutant.seeds):
-        play_whole(mutant.faults, mutant.play, seed)
+    for seed in mutant.trials():
+        play_whole(mutant.faults, mutant.play_with, seed)
