@@ -349,7 +349,7 @@ async def the_node_is_down(seed: int, seconds: float, count: int) -> float:
         return back
 
 
-@pytest.mark.parametrize("seconds", [1.0, 60.0, *(pytest.param(seconds, marks=pytest.mark.deep) for seconds in (5.0, 12.0))])
+@pytest.mark.parametrize("seconds", [1.0, *(pytest.param(seconds, marks=pytest.mark.deep) for seconds in (5.0, 12.0, 60.0))])
 def test_an_outage_of_any_length_expires_nobody(seconds: float) -> None:
     """100 sessions with a ttl of 5 s and a node that loses power: not one operation after it, no brake, all back within 5 s."""
     back, _ = run(int(seconds), the_node_is_down, seconds, 100)

@@ -379,7 +379,7 @@ class Storm(RuleBasedStateMachine):
 
 
 TestStorm = Storm.TestCase
-TestStorm.settings = settings(max_examples=120, stateful_step_count=50, deadline=None, derandomize=True)
+TestStorm.settings = settings(max_examples=80, stateful_step_count=50, deadline=None, derandomize=True)
 
 
 @pytest.mark.deep

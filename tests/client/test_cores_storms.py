@@ -328,7 +328,7 @@ def chain(core: ClientCore, claim: Claim) -> list[Claim]:
 
 
 TestFleetStorm = FleetStorm.TestCase
-TestFleetStorm.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, derandomize=True)
+TestFleetStorm.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
 
 
 @pytest.mark.deep

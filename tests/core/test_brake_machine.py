@@ -171,5 +171,5 @@ class BrakeMachine(RuleBasedStateMachine):
 
 def test_the_brake_agrees_with_the_model() -> None:
     """Whoever dies, returns and is removed, in whatever order (B1 to B4)."""
-    run = settings(max_examples=40, stateful_step_count=15, deadline=None, derandomize=True, database=None)
+    run = settings(max_examples=25, stateful_step_count=15, deadline=None, derandomize=True, database=None)
     run_state_machine_as_test(BrakeMachine, settings=run)

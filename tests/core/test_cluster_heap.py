@@ -21,7 +21,7 @@ from govern.peer_messages import NodeHeartbeat, NodeHeartbeatOk, NodeRegister
 from .cluster_heap import COUNTED, Run, failure_of, summary_of
 from .many import run_many
 
-RUNS = 130
+RUNS = 80
 RUNS_DEEP = 100_000
 
 

@@ -82,7 +82,7 @@ def raw_frames(draw: st.DrawFn) -> list[Any]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), raw_frames(), st.integers(0, 3)), max_size=25), st.booleans())
-@settings(max_examples=250, derandomize=True, database=None, deadline=None)
+@settings(max_examples=150, derandomize=True, database=None, deadline=None)
 def test_no_frame_whatever_raises_or_corrupts(schedule: list[tuple[int, list[Any], int]], loaded: bool) -> None:
     """Right and wrong frames of three links in any order, while the store commits now and then: every request is answered once or its link
     is closed, every answer can be read by a client, and the state stays sound."""

@@ -15,7 +15,7 @@ from . import test_mutants
 from .heap import COUNTED, Run, failure_of, summary_of
 from .many import run_many
 
-RUNS = 250
+RUNS = 150
 RUNS_DEEP = 100_000
 
 

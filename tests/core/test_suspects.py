@@ -130,7 +130,7 @@ class DoubtMachine(RuleBasedStateMachine):
 
 def test_the_suspects_are_those_a_scan_would_find() -> None:
     """Whatever closes, returns, is written, stolen and evicted meanwhile, in any order (U1, U2)."""
-    run = settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True, database=None)
+    run = settings(max_examples=90, stateful_step_count=40, deadline=None, derandomize=True, database=None)
     run_state_machine_as_test(DoubtMachine, settings=run)
 
 

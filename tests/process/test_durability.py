@@ -93,7 +93,7 @@ def all_went_on(ledger: Ledger, count: int) -> bool:
     return ledger.clients_since(count) == CLIENTS
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.deep)])
 async def test_what_was_acknowledged_survives_every_kill(programs: Programs, kills: int) -> None:
     """Twenty clients register without pause while their node is killed again and again, each time at another moment. After each restart
     every client goes on by itself; in the end every acknowledged registration is held under the lease that was acknowledged, and a

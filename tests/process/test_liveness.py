@@ -35,14 +35,14 @@ def has(view: LiveView, instance_id: str) -> bool:
 
 
 async def make_traffic(node: NodeProgram) -> None:
-    """Registrations, removals and lookups, up to three hundred in a second."""
+    """Registrations, removals and lookups, up to a hundred in a second."""
     async with connect(node.address) as registry:
         port = 1
         while True:
             port = port % 60_000 + 1
             async with registry.register("traffic", port=port):
                 await registry.lookup("orders")
-            await trio.sleep(0.01)
+            await trio.sleep(0.03)
 
 
 async def follow_deaths(programs: Programs, node: NodeProgram, fates: dict[str, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import sys
 import time
@@ -183,11 +184,22 @@ def summary(findings: Sequence[Finding], real_seconds: float) -> str:
 
 def _results(tasks: Sequence[tuple[int, float, int | None]], jobs: int) -> Iterator[Finding]:
     if jobs == 1:
-        yield from map(run_seed, tasks)
+        with _silence():
+            yield from map(run_seed, tasks)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, maxtasksperchild=50) as pool:
+    with context.Pool(jobs, initializer=logging.disable, maxtasksperchild=50) as pool:
         yield from pool.imap_unordered(run_seed, tasks)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing is logged: what thousands of nodes complain of while they are broken would hide the progress."""
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _show_progress(findings: Sequence[Finding], total: int, real_seconds: float) -> None:

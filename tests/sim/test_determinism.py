@@ -18,8 +18,8 @@ from .differences import Step, find_difference, record_steps
 from .episode import run_episode
 from .options import CLUSTER_FAULTS, FAULTS, LATER_CLUSTER_FAULTS, LATER_NODE_FAULTS, Options, draw_options
 
-SECONDS = 45.0
-CLUSTER_SECONDS = 35.0
+SECONDS = 40.0
+CLUSTER_SECONDS = 25.0
 SEED = next(seed for seed in range(100) if draw_options(seed).faults == FAULTS + LATER_NODE_FAULTS)
 """The first seed with all faults."""
 

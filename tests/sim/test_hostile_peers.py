@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import attrs
@@ -209,23 +210,26 @@ GROUPS = 4
 """So many clusters share the kinds: to form one costs as much as to attack it."""
 
 
+@pytest.mark.parametrize("is_shared", [True, pytest.param(False, marks=pytest.mark.deep)], ids=["shared", "each"])
 @pytest.mark.parametrize("kinds", [KINDS[number::GROUPS] for number in range(GROUPS)], ids=lambda kinds: kinds[0].__name__)
 async def test_no_message_of_a_peer_costs_more_than_its_link(
-    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, kinds: Sequence[type[Message]]
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, kinds: Sequence[type[Message]], is_shared: bool
 ) -> None:
-    """Each field at each extreme, to the controller, to another candidate, and to a node that is none; then all agree again, nobody has
-    lost a slot or a term, and the registration that was there before is there."""
+    """Each field at each extreme, to the controller, to another candidate, and to a node that is none, each to each or each to one of them;
+    then all agree again, nobody has lost a slot or a term, and the registration that was there before is there."""
     with caplog.at_level(logging.WARNING):
         async with govern.testing.cluster(nodes=4, seed=3) as cluster, cluster.registry.register("orders", port=80, id="o1"):
             before = slots_of(cluster)
             follower = next(name for name in cluster.candidates if name != cluster.controller)
             assert cluster.controller is not None
-            for name in (cluster.controller, follower, cluster.nodes[-1]):
+            targets = (cluster.controller, follower, cluster.nodes[-1])
+            for turn, name in enumerate(targets):
                 node, attacker = node_of(cluster, name), Attacker(cluster, name, candidate=False)
                 term = 0 if node._election is None else node._election.term
                 for example in examples(Member(HOSTILE, DISK), node._me, node, term):
                     if type(example) in kinds:
-                        for data in hostile_frames(example):
+                        frames = hostile_frames(example)
+                        for data in islice(frames, turn, None, len(targets)) if is_shared else frames:
                             await attacker.send(data)
                         check(cluster)
             await trio.sleep(3)

@@ -12,6 +12,9 @@ D2  The lease begins when a round began, not when its answers came, and ends for
     one's voters do not wait for anybody's silence.
 D3  Nothing is promised before an entry of this term is committed (R4): neither reads nor changes of the membership.
 D4  Who is not in the membership in force is not spoken to, and does not count.
+D5  A learner is sent what is committed, and nothing more. It may be a voter and not know it, when the leader that promoted it is gone. If
+    it had entries of a later term that nobody else has, it would refuse its vote to whoever has what is committed, and not stand itself
+    (R8); with one voter lost for good nobody could be elected any more.
 """
 
 from __future__ import annotations
@@ -215,7 +218,7 @@ class Leading:
             yield TimeoutNow(transfer.to, self.me, self.term)
 
     def _collect_entries(self, progress: Progress, commit: int) -> Iterator[RaftMessage]:
-        first, last = progress.next, self._log.last_index
+        first, last = progress.next, self._last_for(progress.member, commit)
         while first <= last and progress.may_send:
             entries = self._log.slice(first, last, ENTRIES_BYTES_MAX)
             yield self._make_append(progress, first - 1, commit, entries)
@@ -225,6 +228,10 @@ class Leading:
                 progress.next = first
         if progress.phase is Phase.REPLICATE and progress.commit_sent < commit:
             yield self._make_append(progress, progress.next - 1, commit, ())
+
+    def _last_for(self, member: Member, commit: int) -> int:
+        """The last entry that is for this member (D5)."""
+        return self._log.last_index if member in self._log.membership.voters else commit
 
     def _collect_snapshot(self, progress: Progress, sending: Sending) -> Iterator[RaftMessage]:
         """The next piece, or the one that was not answered for an election timeout."""

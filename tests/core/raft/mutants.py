@@ -20,7 +20,7 @@ from govern.peer_messages import AppendAnswer, Member, PreVote, RaftMessage, Vot
 
 from .heap import Failure, Plan, Run, run_to_end
 from .judge import Place
-from .upheaval import Figure8, Partings, Restarts
+from .upheaval import Figure8, Partings, Restarts, Upheaval
 
 
 class NoNoop(RaftCore):
@@ -235,6 +235,11 @@ def _accept_everything(self: Following, leader: Member) -> RaftMessage:
     return AppendAnswer(leader, self._me, self._term, True, self.agreed, 0, self.round)
 
 
+def _everything_for_all(self: Leading, member: Member, commit: int) -> int:
+    """D5: learners are sent what is not committed."""
+    return self._log.last_index
+
+
 _cut = Log.cut
 
 
@@ -257,9 +262,11 @@ class Broken:
     check: str
     """The check that finds it. Whatever else fails, in the candidates or in another check, is not what was broken."""
     runs: int
-    """How many seeds that may take, from 0 on."""
+    """How many seeds that may take."""
     deep: bool = False
     """Needs more luck than a normal test has time for."""
+    first: int = 0
+    """The first of them; 0 but for what a few thousand seeds find once."""
 
 
 MUTANTS: dict[str, Broken] = {
@@ -286,13 +293,14 @@ MUTANTS: dict[str, Broken] = {
     "stays leader": Broken(class_of(StaysLeader), "C13", 10),
     "old terms count": Broken(class_of(OldTermsCount, Restarts), "C13", 40),
     "lower term unanswered": Broken(class_of(LowerTermUnanswered, Restarts), "C11", 300, deep=True),
+    "learner ahead": Broken(patched(Leading, "_last_for", _everything_for_all, Upheaval), "C11", 10, first=4010),
 }
 """What the heap finds; those that are not here have a story of their own in `test_stories`, and `tests/README.md` says why."""
 
 
 def find(broken: Broken) -> tuple[int, Failure] | None:
     """The first seed with which the expected check finds a mutant, and what it says."""
-    for seed in range(broken.runs):
+    for seed in range(broken.first, broken.first + broken.runs):
         failure = run_to_end(broken.kind(seed), seed)
         if failure is not None and failure.check == broken.check:
             return seed, failure
