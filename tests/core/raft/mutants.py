@@ -279,7 +279,7 @@ MUTANTS: dict[str, Broken] = {
     "votes again": Broken(class_of(VotesAgain, Figure8), "C4", 20),
     "answers at once": Broken(class_of(AnswersAtOnce), "C7", 5),
     "many changes": Broken(class_of(ManyChanges), "C6", 40),
-    "changes at once": Broken(class_of(ChangesAtOnce, Partings), "C3", 400, deep=True),
+    "changes at once": Broken(class_of(ChangesAtOnce, Partings), "C3", 1000, deep=True),
     "offered keeps lease": Broken(class_of(OfferedKeepsLease), "C9", 80),
     "counted before written": Broken(patched(Leading, "match_of", _counted_before_written), "C5", 15),
     "read joins round": Broken(patched(Leading, "read", read_joins_round), "C10", 10),
