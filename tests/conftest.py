@@ -30,5 +30,5 @@ def rewrite(request: pytest.FixtureRequest) -> bool:
 
 @pytest.hookimpl(optionalhook=True)  # a run without pytest-xdist has nobody who asks
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto`: one more than there are processors, because the tests of real processes mostly wait."""
-    return (os.cpu_count() or 1) + 1
+    """`-n auto`: two more than there are processors, because the tests of real processes mostly wait."""
+    return (os.cpu_count() or 1) + 2

@@ -451,7 +451,11 @@ MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], int, int]] = [
 """With the walks and the examples of the machine that each may need."""
 
 
-@pytest.mark.parametrize(("mutant", "walks", "examples"), MUTANTS, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize(
+    ("mutant", "walks", "examples"),
+    [pytest.param(*each, marks=[pytest.mark.deep] if each[2] > 200 else []) for each in MUTANTS],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_every_mutant_is_found(mutant: Callable[[pytest.MonkeyPatch], None], walks: int, examples: int) -> None:
     """Within so many walks, with equal lists or not, the number is printed; and by the machine."""
     with pytest.MonkeyPatch.context() as patch:

@@ -593,7 +593,7 @@ class TwoNodes(RuleBasedStateMachine):
         assert [len(node.ends) for node in self.nodes] == [1, 1], "a second link is open"
 
 
-TwoNodes.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
+TwoNodes.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 test_two_nodes_end_with_one_link_that_both_know = TwoNodes.TestCase
 
 
