@@ -4,7 +4,7 @@
 
 C1  One leader per term.
 C2  An (index, term) names one entry with one predecessor, wherever it appears.
-C3  What is committed is in the log of every later leader.
+C3  What is committed is in the log of every leader of a later term.
 C4  One vote per member and term, counted from the disks and from what is said.
 C5  The commit index of a life never goes back; what is handed out is committed; what a leader commits is on the disks of a majority.
 C6  A leader has at most one change of the membership uncommitted; committed memberships that follow each other differ by one voter at most.
@@ -13,8 +13,8 @@ C8  All hand out the same entries, and snapshots are of their fold.
 C9  While one has the lease there is no leader of a later term.
 C10 The index of a read is not lower than what was committed when it was asked for.
 C11 (at the end) One leads, everybody has everything, and new proposals are committed.
-C12 Nobody else is elected before an election timeout is over, by the fastest clock, since a round began that a majority answered; unless
-    the leader has handed over. Leases of nodes are counted from that.
+C12 Nobody else is elected in a later term before an election timeout is over, by the fastest clock, since a round began that a majority
+    answered; unless the leader has handed over. Leases of nodes are counted from that.
 C13 Who leads has heard a majority within an election timeout and a heartbeat, by its own clock.
 """
 
@@ -132,7 +132,9 @@ class Judge:
         place.led_since, place.heard = now, {}
         before = self._leaders.setdefault(core.term, place.member)
         assert before == place.member, f"C1: {before} and {place.member} lead in term {core.term}"
-        self.term_max = max(self.term_max, core.term)
+        if core.term < self.term_max:
+            return  # by votes that came late; a majority is beyond that term, so nothing is ever committed in it
+        self.term_max = core.term
         since = now - max((at for leader, at in self._proved_at.items() if leader != place.member), default=-math.inf)
         if self._handed_over.get(place.member) != core.term:
             assert since >= TIMING.election_us / 1e6 / RATE_MAX, f"C12: {core!r} is elected {since:.3f} s after a majority heard a leader"
