@@ -4,7 +4,8 @@ Whatever is cut, no term has two controllers, terms do not grow but by the elect
 concerned notice nothing, and when it is mended everything is well again.
 
 A controller that is not heard for a second is replaced, and it does not matter to the others whether a link or the machine is to blame. So
-"no election" can be claimed only of a time in which the processes did run. Each stretch is judged by what `Watch.stood_still` says of it.
+"no election" can be claimed only of a time in which the processes did run: that is judged by what `Watch.stood_still` says of the stretch.
+That nobody is without a lease and no list is stale is claimed of any time: a machine that stands still for three seconds fails here.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from .harness import PATIENCE_SECONDS, wait_until
 
 CALM_PORT: Final = 1
 BUSY_PORT: Final = 2
-PAUSE_SECONDS: Final = 0.25
+PAUSE_SECONDS: Final = 0.15
 """Short enough for a few changes in the second that an election takes at least."""
 ELECTION_SECONDS_MAX: Final = 2.5
 """What is promised from the death of a controller to the next one."""

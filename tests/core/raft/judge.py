@@ -16,6 +16,7 @@ C11 (at the end) One leads, everybody has everything, and new proposals are comm
 C12 Nobody else is elected in a later term before an election timeout is over, by the fastest clock, since a round began that a majority
     answered; unless the leader has handed over. Leases of nodes are counted from that.
 C13 Who leads has heard a majority within an election timeout and a heartbeat, by its own clock.
+C14 Nobody sends a learner of its own membership an entry that it does not know to be committed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import attrs
 from govern.core.raft.core import RaftCore, Role
 from govern.core.raft.membership import majority
 from govern.core.raft.types import VOTERS, Membership, Snapshot, Timing, Write
-from govern.peer_messages import AppendAnswer, Entry, Member, PreVote, PreVoteAnswer, RaftMessage, TimeoutNow, Vote, VoteAnswer
+from govern.peer_messages import Append, AppendAnswer, Entry, Member, PreVote, PreVoteAnswer, RaftMessage, TimeoutNow, Vote, VoteAnswer
 
 from .disk import Disk
 
@@ -92,7 +93,7 @@ class Judge:
     def begin(self, base: int, membership: Membership) -> None:
         """The logs are empty up to here, and these are the first voters."""
         self._memberships.append(membership)
-        self.committed_last = base
+        self.committed_last = self._base = base
         self.digests[base] = 0
 
     def know(self, term_before: int, entry: Entry) -> None:
@@ -187,7 +188,7 @@ class Judge:
 
     def applied(self, place: Place, entry: Entry) -> None:
         """It was handed out as committed: C8."""
-        assert entry.index > place.applied, f"C8: {entry} is handed out again"
+        assert entry.index == max(place.applied, self._base) + 1, f"C8: {entry} is handed out behind {place.applied}"
         place.applied = entry.index
         assert entry == self.committed[entry.index], f"C8: {entry} was committed as {self.committed[entry.index]}"
         place.digest = self.digests[entry.index]
@@ -204,6 +205,9 @@ class Judge:
             self.count_vote(place, message.term, message.to)
         if "C7" not in self._blind_to:
             self._judge_durable(core, message, place.disk)
+        if isinstance(message, Append) and message.entries and "C14" not in self._blind_to:
+            is_for_all = message.to in core.membership.voters
+            assert is_for_all or message.entries[-1].index <= core.commit, f"C14: {message} to a learner, and committed is {core.commit}"
         for entry in getattr(message, "entries", ()):
             before = core.log.term_of(entry.index - 1)
             assert before is not None

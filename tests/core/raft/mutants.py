@@ -16,7 +16,7 @@ from govern.core.raft.following import Following
 from govern.core.raft.leading import Leading
 from govern.core.raft.log import Log
 from govern.core.raft.types import HardState, Write
-from govern.peer_messages import AppendAnswer, Member, PreVote, RaftMessage, Vote
+from govern.peer_messages import AppendAnswer, Entry, Member, PreVote, RaftMessage, Vote
 
 from .heap import Failure, Plan, Run, run_to_end
 from .judge import Place
@@ -198,19 +198,27 @@ class OfferedKeepsLease(RaftCore):
         return messages
 
 
+class LeavesOneOut(RaftCore):
+    """The first of several committed entries is not handed out."""
+
+    def take_committed(self, limit: int) -> list[Entry]:
+        entries = super().take_committed(limit)
+        return entries[len(entries) > 1 :]
+
+
 def class_of(core: type[RaftCore], among: type[Run] = Run, blind_to: tuple[str, ...] = ()) -> type[Run]:
     """Runs with these candidates."""
     return type(core.__name__, (among,), {"make_core": core, "blind_to": blind_to})
 
 
-def patched(owner: type, name: str, mutant: object, among: type[Run] = Run) -> type[Run]:
+def patched(owner: type, name: str, mutant: object, among: type[Run] = Run, blind_to: tuple[str, ...] = ()) -> type[Run]:
     """Runs in which something below the candidates is broken."""
 
     def play(run: Run) -> None:
         with patch.object(owner, name, mutant):
             among.play(run)
 
-    return type("Patched", (among,), {"play": play})
+    return type("Patched", (among,), {"play": play, "blind_to": blind_to})
 
 
 def _counted_before_written(self: Leading, member: Member) -> int:
@@ -293,7 +301,11 @@ MUTANTS: dict[str, Broken] = {
     "stays leader": Broken(class_of(StaysLeader), "C13", 10),
     "old terms count": Broken(class_of(OldTermsCount, Restarts), "C13", 40),
     "lower term unanswered": Broken(class_of(LowerTermUnanswered, Restarts), "C11", 300, deep=True),
-    "learner ahead": Broken(patched(Leading, "_last_for", _everything_for_all, Upheaval), "C11", 10, first=4010),
+    "learner ahead": Broken(patched(Leading, "_last_for", _everything_for_all), "C14", 20),
+    "learner ahead, and nobody looks at what it is sent": Broken(
+        patched(Leading, "_last_for", _everything_for_all, blind_to=("C14",), among=Upheaval), "C11", 10, first=4010
+    ),
+    "one committed entry left out": Broken(class_of(LeavesOneOut), "C8", 10),
 }
 """What the heap finds; those that are not here have a story of their own in `test_stories`, and `tests/README.md` says why."""
 
