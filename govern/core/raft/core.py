@@ -169,7 +169,8 @@ class RaftCore:
         return self._append_own(DATA, data, self._accepting())
 
     def add_learner(self, member: Member, now_us: int) -> int:
-        """Let a new member receive what is committed; returns the index of the change. Raises `NotLeader`, `ChangeRefused`, `Overloaded`."""
+        """Let a new member receive what is committed; returns the index of the change. Raises `NotLeader`, `ChangeRefused`,
+        `Overloaded`."""
         leading = self._accepting_change()
         return self._change(membership.add_learner(self.membership, member), leading)
 
