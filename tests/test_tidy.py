@@ -263,35 +263,20 @@ def parse(paths: list[str]) -> Parsed:
     return {path: (source, ast.parse(source)) for path, source in sources.items() if source}
 
 
-@pytest.fixture(scope="module")
-def package() -> Parsed:
-    """What ships."""
-    return parse(PACKAGE_FILES)
+# One test for all rules: with several processes each would have to read and parse everything once more.
 
 
-@pytest.fixture(scope="module")
-def tests() -> Parsed:
-    """What shows that it works."""
-    return parse(TEST_FILES)
-
-
-@pytest.mark.parametrize("rule", PACKAGE_RULES, ids=lambda rule: rule.__name__.removeprefix("find_"))
-def test_the_package_is_tidy(rule: object, package: Parsed) -> None:
-    """No module of the package breaks the rule."""
-    assert callable(rule)
-    assert [problem for path, (source, tree) in package.items() for problem in rule(path, source, tree)] == []
-
-
-def test_the_package_has_no_empty_modules(package: Parsed) -> None:
-    """Each says at least what it is about."""
+def test_the_package_is_tidy() -> None:
+    """No module of the package breaks a rule, and each says at least what it is about."""
+    package = parse(PACKAGE_FILES)
+    assert [problem for rule in PACKAGE_RULES for path, (source, tree) in package.items() for problem in rule(path, source, tree)] == []
     assert list(package) == PACKAGE_FILES
 
 
-@pytest.mark.parametrize("rule", TEST_RULES, ids=lambda rule: rule.__name__.removeprefix("find_"))
-def test_the_tests_are_tidy(rule: object, tests: Parsed) -> None:
-    """No test module breaks the rule; the empty `__init__.py` files that make packages of directories need no theory."""
-    assert callable(rule)
-    assert [problem for path, (source, tree) in tests.items() for problem in rule(path, source, tree)] == []
+def test_the_tests_are_tidy() -> None:
+    """No test module breaks a rule; the empty `__init__.py` files that make packages of directories need no theory."""
+    tests = parse(TEST_FILES)
+    assert [problem for rule in TEST_RULES for path, (source, tree) in tests.items() for problem in rule(path, source, tree)] == []
 
 
 @pytest.mark.parametrize(("rule", "bad", "good"), EXAMPLES, ids=[example[0].__name__.removeprefix("find_") for example in EXAMPLES])

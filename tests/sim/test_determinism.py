@@ -41,18 +41,6 @@ def play() -> list[Step]:
     return record_steps(lambda on_step: run_episode(options, on_step=on_step))
 
 
-@pytest.fixture(scope="module")
-def here() -> list[Step]:
-    """The run with which the others are compared, in this process."""
-    return play()
-
-
-def test_a_seed_runs_twice_the_same_in_one_process(here: list[Step]) -> None:
-    """Every step of the second run is that of the first."""
-    assert len(here) > 1000
-    assert find_difference(here, play()) is None
-
-
 @functools.cache
 def steps_of_the_cluster() -> list[Step]:
     """Three nodes with every fault that a cluster has, for a short time."""
@@ -88,8 +76,12 @@ def test_a_cluster_runs_the_same_in_a_process_with_other_hashes(hashes: str, tmp
 
 
 @pytest.mark.parametrize("hashes", ["1", pytest.param("4242", marks=pytest.mark.deep)])
-def test_a_seed_runs_the_same_in_a_process_with_other_hashes(hashes: str, here: list[Step], tmp_path: Path) -> None:
-    """PYTHONHASHSEED orders sets and decides hashes of strings; nothing in a run depends on it. This process has drawn its own."""
+def test_a_seed_runs_the_same_here_and_in_a_process_with_other_hashes(hashes: str, tmp_path: Path) -> None:
+    """Every step of a second run is that of the first. PYTHONHASHSEED orders sets and decides hashes of strings; nothing in a run depends on
+    it. This process has drawn its own."""
+    here = play()
+    assert len(here) > 1000
+    assert find_difference(here, play()) is None
     path = tmp_path / "steps"
     command = [sys.executable, "-m", "tests.sim", "--seed", str(SEED), "--seconds", str(SECONDS), "--nodes", "1", "--steps", str(path)]
     root = Path(__file__).parents[2]

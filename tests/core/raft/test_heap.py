@@ -11,7 +11,7 @@ from .heap import COUNTED, Run, run_to_end, summary_of
 from .mutants import MUTANTS, Broken, class_of, find
 from .upheaval import kind_of, summary_of_upheaval
 
-RUNS = 100
+RUNS = 80
 RUNS_UPHEAVAL = 20
 RUNS_DEEP = 100_000
 RUNS_DEEP_UPHEAVAL = 20_000
