@@ -77,8 +77,8 @@ def test_a_cluster_runs_the_same_in_a_process_with_other_hashes(hashes: str, tmp
 
 @pytest.mark.parametrize("hashes", ["1", pytest.param("4242", marks=pytest.mark.deep)])
 def test_a_seed_runs_the_same_here_and_in_a_process_with_other_hashes(hashes: str, tmp_path: Path) -> None:
-    """Every step of a second run is that of the first. PYTHONHASHSEED orders sets and decides hashes of strings; nothing in a run depends on
-    it. This process has drawn its own."""
+    """Every step of a second run is that of the first. PYTHONHASHSEED orders sets and decides hashes of strings; nothing in a run depends
+    on it. This process has drawn its own."""
     here = play()
     assert len(here) > 1000
     assert find_difference(here, play()) is None
