@@ -262,7 +262,8 @@ def _confirmed(is_said: bool) -> bool:
     """Whether a person means it."""
     if is_said:
         return True
-    print_line("This makes one candidate a cluster of its own. Do it only when most candidates")
-    print_line("are lost for good: if one of them still runs there will be two clusters.")
+    print_line("This makes one candidate a cluster of its own. Do it when most candidates are")
+    print_line("lost for good, or when a node that is alone was put back from a backup. If one")
+    print_line("of the others still runs there will be two clusters.")
     print_line(f"Type `{CONFIRMATION}` to go on:")
     return sys.stdin.readline().strip() == CONFIRMATION

@@ -485,7 +485,8 @@ def recover_parser() -> Parser:
         "recover --force-new-cluster --node-id NODE --data-dir DIR [FLAGS]",
         "When most candidates are lost for good: make the data directory of one that is stopped that of the only candidate of its cluster. "
         "Choose the candidate whose log reaches furthest. What only the lost ones knew is gone; numbers that they may have used are "
-        "skipped. Afterwards start it, and add candidates with empty directories. If a lost candidate still runs there are two clusters.",
+        "skipped. Afterwards start it, and add candidates with empty directories. If a lost candidate still runs there are two clusters. "
+        "Also for a node that is alone, when its directory was put back from a backup: the numbers given since are skipped.",
     )
     parser.add_argument("--force-new-cluster", action="store_true", help="Do it.")
     parser.add_argument("--node-id", type=_node_id, required=True, metavar="NODE", help="The id of that candidate.")
