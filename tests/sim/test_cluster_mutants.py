@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
+from ..deep import usual
 from .cluster_mutants import MUTANTS, Mutant
 from .finding import expect_found
-
-
-def deep(mutant: Mutant) -> Any:
-    """One for when there is time."""
-    return pytest.param(mutant, marks=pytest.mark.deep)
-
 
 played: dict[tuple[object, int], None] = {}
 """The stories that have passed, with their seeds."""
@@ -27,7 +20,7 @@ def play_whole(mutant: Mutant, seed: int) -> None:
         played[story, seed] = None
 
 
-@pytest.mark.parametrize("mutant", [mutant if mutant.short else deep(mutant) for mutant in MUTANTS], ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", usual(MUTANTS, lambda mutant: mutant.short), ids=lambda mutant: mutant.name)
 def test_every_mutant_is_found(mutant: Mutant) -> None:
     """Within the number of seeds and by what is stated. Without it the story that found it passes, or finding it would prove nothing."""
     play_whole(mutant, expect_found(mutant).seed)

@@ -19,8 +19,8 @@ from .types import ChangeRefused, Membership
 VOTERS_MAX: Final = 7
 """More voters make every decision slower and survive nothing that seven do not."""
 LAG_MAX: Final = 64
-"""A learner this few committed entries behind has caught up: a moment of proposals, not a history. It has each of them an answer later than
-the voters, so in a burst it may have to be asked for again."""
+"""A learner this few committed entries behind has caught up: a moment of proposals, not a history. It gets each of
+them after the voters, so in a burst the promotion may have to be asked for again."""
 
 
 def majority(count: int) -> int:

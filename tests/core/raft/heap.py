@@ -243,7 +243,6 @@ class Run:
             now_us=place.clock(self.now),
         )
         place.commit, place.applied = place.core.commit, place.core.applied
-        place.digest = self.judge.digests.get(place.applied, 0)
         place.next_tick = float("inf")
         self.say(f"> {place.core!r} lives")
         self._look(place)
@@ -337,7 +336,7 @@ class Run:
         for entry in core.take_committed(100):
             self.judge.applied(place, entry)
         if self.chance.random() < self.plan.compaction and core.may_compact and place.writing is None:
-            snapshot = core.compact(b"%040d" % place.digest, place.applied)
+            snapshot = core.compact(b"%040d" % self.judge.digests[place.applied], place.applied)
             place.disk.save_snapshot(snapshot, *core.kept())
             self.say(f"# {place.node_id} has compacted up to {place.applied}")
 

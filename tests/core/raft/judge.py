@@ -55,7 +55,6 @@ class Place:
     next_tick: float = 0.0
     commit: int = 0
     applied: int = 0
-    digest: int = 0
     role: Role = Role.FOLLOWER
     voted: tuple[int, Member | None] = (0, None)
     reads: dict[object, int] = attrs.field(factory=dict)
@@ -181,8 +180,7 @@ class Judge:
     def installed(self, place: Place, core: RaftCore, snapshot: Snapshot) -> None:
         """It goes on from a snapshot: C6, C8."""
         place.applied = snapshot.meta.index
-        place.digest = int(snapshot.state.decode())
-        assert place.digest == self.digests[place.applied], f"C8: {core!r} has a snapshot of something else"
+        assert int(snapshot.state.decode()) == self.digests[place.applied], f"C8: {core!r} has a snapshot of something else"
         at = [at for at, entry in self.committed.items() if at <= place.applied and entry.kind == VOTERS]
         assert snapshot.meta.membership == Membership.unpack(self.committed[at[-1]].data), f"C6: {snapshot}"
 
@@ -191,12 +189,11 @@ class Judge:
         assert entry.index == max(place.applied, self._base) + 1, f"C8: {entry} is handed out behind {place.applied}"
         place.applied = entry.index
         assert entry == self.committed[entry.index], f"C8: {entry} was committed as {self.committed[entry.index]}"
-        place.digest = self.digests[entry.index]
 
     # --- what is said ----------------------------------------------------------------------------------------------------------
 
     def message(self, place: Place, core: RaftCore, message: RaftMessage) -> None:
-        """It leaves this candidate: C4, C7, and C2 of what a leader says."""
+        """It leaves this candidate: C4, C7, C14, and C2 of what a leader says."""
         if isinstance(message, TimeoutNow):
             self._proved_at.pop(place.member, None)  # C12: it hands over
         if isinstance(message, Vote) and message.transfer:

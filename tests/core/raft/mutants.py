@@ -321,4 +321,5 @@ def find(broken: Broken) -> tuple[int, Failure] | None:
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MUTANTS:
-        print(f"{name:>58}: {find(MUTANTS[name])}"[:220], flush=True)
+        found = find(MUTANTS[name])
+        print(f"{name:<60} {'LIVES' if found is None else f'seed {found[0]}: {found[1].check}'}", flush=True)

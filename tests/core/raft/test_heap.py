@@ -6,6 +6,7 @@ import pytest
 
 from govern.core.raft.core import RaftCore
 
+from ...deep import usual
 from ..many import run_many
 from .heap import COUNTED, Run, run_to_end, summary_of
 from .mutants import MUTANTS, Broken, class_of, find
@@ -65,9 +66,7 @@ def test_many_upheavals() -> None:
     assert run_many(summary_of_upheaval, COUNTED, range(RUNS_DEEP_UPHEAVAL)) == []
 
 
-@pytest.mark.parametrize(
-    "broken", [pytest.param(each, id=name, marks=[pytest.mark.deep] if each.deep else []) for name, each in MUTANTS.items()]
-)
+@pytest.mark.parametrize("broken", usual(MUTANTS.values(), lambda broken: not broken.deep), ids=list(MUTANTS))
 def test_every_mutant_is_found(broken: Broken) -> None:
     """By the check that is for it, within its number of runs; the seed is printed."""
     found = find(broken)

@@ -141,9 +141,7 @@ class Owners:
 
     def _judge_balance(self, table: Table) -> None:
         """T44, once the slots are assigned."""
-        counts: dict[int, int] = {}
-        for run in table.runs:
-            counts[run.primary] = counts.get(run.primary, 0) + run.last - run.first + 1
+        counts = {row.node_id: table.primaries(row.node_id) for row in table.nodes if table.primaries(row.node_id)}
         if not table.unassigned_count and max(counts.values()) - min(counts.values()) > 1:
             self._report(Violation(f"44: the slots are spread unevenly: {counts}"))
 
